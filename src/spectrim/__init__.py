@@ -1,0 +1,55 @@
+"""spectrim makes trained convolutional networks smaller and faster by low-rank factorization."""
+
+from spectrim.accuracy import Accuracy
+from spectrim.compress import Config, compress
+from spectrim.cost import BudgetError, Cost, Keep, MaxDrop
+from spectrim.factorize import (
+    CP,
+    ChannelSVD,
+    Factorization,
+    InputSVD,
+    SpatialSVD,
+    TensorTrain,
+    TiledSVD,
+    Tucker2,
+)
+from spectrim.inspection import inspect
+from spectrim.layer import Layer, find_layers
+from spectrim.plan import Option, Plan
+from spectrim.report import Report
+from spectrim.result import Result, load
+from spectrim.search import Knapsack, Search
+from spectrim.surgery import apply, cost, plan_from
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CP",
+    "Accuracy",
+    "BudgetError",
+    "ChannelSVD",
+    "Config",
+    "Cost",
+    "Factorization",
+    "InputSVD",
+    "Keep",
+    "Knapsack",
+    "Layer",
+    "MaxDrop",
+    "Option",
+    "Plan",
+    "Report",
+    "Result",
+    "Search",
+    "SpatialSVD",
+    "TensorTrain",
+    "TiledSVD",
+    "Tucker2",
+    "apply",
+    "compress",
+    "cost",
+    "find_layers",
+    "inspect",
+    "load",
+    "plan_from",
+]

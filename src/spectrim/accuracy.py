@@ -1,0 +1,86 @@
+"""Top-1 accuracy as an `evaluate` function that also tells which examples it got right, so that drops have a standard error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from spectrim.layer import evaluation_mode, tensors_of
+from spectrim.report import Score
+
+Evaluate = Callable[[nn.Module], float]
+
+
+class Accuracy:
+    """Callable from a network to its top-1 fraction on labelled batches.
+
+    Args:
+        batches: Pairs (inputs, labels); read anew at each call, so a list or a loader, no generator.
+    """
+
+    def __init__(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Store the batches."""
+        self.batches = batches
+
+    def __call__(self, model: nn.Module) -> float:
+        """Return the fraction of examples whose largest logit is at the label."""
+        return float(self.per_example(model).mean())
+
+    def per_example(self, model: nn.Module) -> Tensor:
+        """Return 1.0 or 0.0 for every example, in order, (N,).
+
+        Raises:
+            ValueError: If there is no example.
+        """
+        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        hits = []
+        with evaluation_mode(model), torch.no_grad():
+            for inputs, labels in self.batches:
+                logits = tensors_of(model(inputs.to(device)))[0]
+                hits.append((logits.argmax(1).cpu() == labels.cpu()).double())
+        if not hits:
+            raise ValueError("there is nothing to evaluate on: the batches are empty (a generator can be read only once)")
+        return torch.cat(hits)
+
+
+class Scorer:
+    """Calls the user's evaluate safely, and remembers the original network's answer.
+
+    Args:
+        evaluate: Larger is better. If it has a method `per_example(model) -> Tensor (N,)` whose mean is the score, drops get
+            a paired standard error.
+        original: The original network.
+    """
+
+    def __init__(self, evaluate: Evaluate, original: nn.Module) -> None:
+        """Evaluate the original network."""
+        self.evaluate = evaluate
+        self.before = self._run(original)
+
+    def score(self, model: nn.Module) -> Score:
+        """Return the scores of the original and of this network.
+
+        Raises:
+            ValueError: If evaluate raises, or returns no finite number.
+        """
+        before, after = self.before, self._run(model)
+        if isinstance(before, float) or isinstance(after, float):
+            return Score(float(before), float(after))
+        lost = before - after
+        error = 100 * float(lost.std()) / math.sqrt(len(lost)) if len(lost) > 1 else None
+        return Score(float(before.mean()), float(after.mean()), error, len(lost))
+
+    def _run(self, model: nn.Module) -> float | Tensor:
+        try:
+            with evaluation_mode(model), torch.no_grad():
+                each = getattr(self.evaluate, "per_example", None)
+                value = self.evaluate(model) if each is None else each(model)
+                number = float(value.double().mean()) if isinstance(value, Tensor) else float(value)
+        except Exception as error:
+            raise ValueError(f"evaluate raised {type(error).__name__}: {error}") from error
+        if not math.isfinite(number):
+            raise ValueError(f"evaluate returned {number}; it must return a finite number, larger is better")
+        return value.double() if isinstance(value, Tensor) and value.ndim == 1 and len(value) > 1 else number

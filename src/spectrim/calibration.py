@@ -1,0 +1,82 @@
+"""Calibration data: from whatever iterable the user has to a checked list of batches in the form of the example."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectrim.layer import Example, tensors_of
+
+
+def collect(calibration: Iterable[Any] | None, example: Example, images: int, batch: int) -> list[Example]:
+    """Read at most `images` examples and cut them into batches.
+
+    Args:
+        calibration: Iterable of inputs or (inputs, targets), or one tensor; None gives no batches.
+        example: Says what inputs look like: a tensor, a tuple of tensors or a dict of tensors.
+        images: How many are read at most; they stay in memory.
+        batch: Size of the batches returned.
+
+    Returns:
+        Batches on the device and in the dtype of the example.
+
+    Raises:
+        ValueError: If there is nothing, a shape differs from the example's, or a value is not finite.
+        TypeError: If it is no iterable, or what it gives has no tensors.
+    """
+    if calibration is None:
+        return []
+    if isinstance(calibration, Tensor):
+        calibration = [calibration]
+    if not isinstance(calibration, Iterable):
+        raise TypeError(f"the calibration data is {type(calibration).__name__}; it must be an iterable of batches")
+    wanted = tensors_of(example)
+    columns: list[list[Tensor]] = [[] for _ in wanted]
+    count = 0
+    for item in calibration:
+        tensors = _inputs(item, example)
+        for column, tensor, like in zip(columns, tensors, wanted, strict=True):
+            if tensor.shape[1:] != like.shape[1:]:
+                raise ValueError(
+                    f"calibration inputs have shape {tuple(tensor.shape)}; the example says (batch, "
+                    f"{', '.join(map(str, like.shape[1:]))}): give both the same size"
+                )
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise ValueError("the calibration data holds NaN or infinite values")
+            column.append(tensor[: images - count].to(like))
+        count += len(columns[0][-1])
+        if count >= images:
+            break
+    if not count:
+        raise ValueError("the calibration data is empty; give at least one batch (a generator can be read only once)")
+    whole = [torch.cat(column) for column in columns]
+    return [_like(example, [column[start : start + batch] for column in whole]) for start in range(0, count, batch)]
+
+
+def _inputs(item: Any, example: Example) -> list[Tensor]:
+    """Return the input tensors of one item, which may carry targets behind them."""
+    wanted = len(tensors_of(example))
+    if isinstance(example, dict):
+        item = item[0] if isinstance(item, (tuple, list)) else item
+        if not isinstance(item, dict) or any(key not in item for key in example):
+            raise TypeError(f"calibration items must be dicts with the keys {', '.join(example)}, as the example is")
+        return [item[key] for key in example]
+    if isinstance(item, (tuple, list)) and item and (isinstance(example, Tensor) or isinstance(item[0], (tuple, list))):
+        item = item[0]
+    tensors = tensors_of(item)[:wanted]
+    if len(tensors) != wanted:
+        raise TypeError(
+            f"calibration items are {type(item).__name__}; they must be inputs or (inputs, targets), like the example"
+        )
+    return tensors
+
+
+def _like(example: Example, tensors: list[Tensor]) -> Example:
+    if isinstance(example, Tensor):
+        return tensors[0]
+    if isinstance(example, dict):
+        return dict(zip(example, tensors, strict=True))
+    return tuple(tensors)

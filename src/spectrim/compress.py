@@ -1,0 +1,341 @@
+"""compress(): the whole story, on one screen.
+
+layers -> statistics -> menu -> rank selection -> factorized copy, refitted -> evaluate -> report; and for MaxDrop a
+bisection over budgets that uses statistics and menu again and evaluates every network it tries.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from spectrim.accuracy import Evaluate, Scorer
+from spectrim.cache import Cache, fingerprint, pack, unpack
+from spectrim.calibration import collect
+from spectrim.cost import Budget, BudgetError, Keep, MaxDrop
+from spectrim.factorize import ChannelSVD, Factorization, SpatialSVD, describe
+from spectrim.latency import measure
+from spectrim.layer import Example, Survey, survey
+from spectrim.plan import Plan
+from spectrim.refit import reestimate_batchnorm, refit
+from spectrim.report import Report, Score, budget_text, make_rows
+from spectrim.result import Result
+from spectrim.score import build_menu, measured_harm
+from spectrim.score.menu import excluded
+from spectrim.search import Knapsack, Menu, Search
+from spectrim.statistics import statistics
+from spectrim.surgery import apply, cost, duplicate, skeleton
+
+RESOLUTION = 1.02  # MaxDrop stops when the budgets that hold and break the bound are this close, as a ratio
+HARM_IMAGES = 512  # calibration images on which the outputs of the two networks are compared
+
+
+@dataclass(frozen=True)
+class Config:
+    """How to compress; every field has the default that does best on held-out data.
+
+    Attributes:
+        methods: The decompositions that compete for every layer.
+        search: The rank selection.
+        exclude: Name patterns of layers to leave alone, such as `("head*",)`.
+        multiple_of: Only ranks that are multiples of this (8 suits many devices).
+        refit: Fit every layer again to the inputs that the compressed prefix gives it.
+        batchnorm: Re-estimate BatchNorm statistics on the calibration images at the end.
+        gradient: Weigh outputs by the loss gradient; False never goes backward.
+        images: How many calibration images are read at most.
+        batch: Images that go through the network at once.
+        seed: Of sampled labels and positions.
+        cache: Folder that keeps finished pieces of work, so that the same call goes on where it was interrupted.
+        progress: Called with the name of the stage and the share of it that is done.
+    """
+
+    methods: tuple[Factorization, ...] = (ChannelSVD(), SpatialSVD(), SpatialSVD(axis=1))
+    search: Search = field(default_factory=Knapsack)
+    exclude: tuple[str, ...] = ()
+    multiple_of: int = 1
+    refit: bool = True
+    batchnorm: bool = False
+    gradient: bool = True
+    images: int = 2048
+    batch: int = 128
+    seed: int = 0
+    cache: str | os.PathLike[str] | None = None
+    progress: Callable[[str, float], None] | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if not self.methods or not all(isinstance(method, Factorization) for method in self.methods):
+            raise TypeError(f"methods is {self.methods!r}; it must hold decompositions, such as (ChannelSVD(), SpatialSVD())")
+        if isinstance(self.exclude, str):
+            raise TypeError(
+                f"exclude is the string {self.exclude!r}; it must be a tuple of patterns, such as ({self.exclude!r},)"
+            )
+        for name in ("multiple_of", "images", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+    def words(self) -> dict[str, Any]:
+        """Return the settings that decide the result, JSON-ready."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("cache", "progress")}
+        values["methods"] = [describe(method) for method in self.methods]
+        values["search"] = repr(self.search)
+        values["exclude"] = list(self.exclude)
+        return values
+
+
+def compress(
+    model: nn.Module,
+    example: Example,
+    *,
+    budget: Budget,
+    calibration: Iterable[Any] | None = None,
+    evaluate: Evaluate | None = None,
+    config: Config | None = None,
+) -> Result:
+    """Make a trained network smaller, within a budget.
+
+    Args:
+        model: A trained network; never modified.
+        example: A batch of inputs: a tensor, or a tuple or dict of tensors; costs are counted for one example of it.
+        budget: `Keep(fraction, metric)` or `MaxDrop(points, metric)`.
+        calibration: Iterable of inputs or (inputs, targets); no labels are needed. Without it weights are approximated
+            without looking at data.
+        evaluate: Called with a network in eval mode, returns a number, larger is better; a fraction between 0 and 1 for
+            MaxDrop, which requires it. `Accuracy` also gives the standard error.
+        config: How.
+
+    Returns:
+        The compressed network (stock torch modules only), the plan and the report.
+
+    Raises:
+        BudgetError: If the budget cannot be met (a ValueError).
+        ValueError: If something given is unusable; the text says what.
+        TypeError: If something given is of the wrong kind.
+    """
+    if not isinstance(budget, (Keep, MaxDrop)):
+        raise TypeError(f"the budget is {budget!r}; it must be Keep(fraction, metric) or MaxDrop(points, metric)")
+    if isinstance(budget, MaxDrop) and evaluate is None:
+        raise ValueError("MaxDrop needs evaluate, a function from a network to its score; give one, or use Keep")
+    study = Study(model, example, calibration, config or Config())
+    scorer = None
+    if evaluate is not None:
+        with study.stage("evaluate"):
+            scorer = Scorer(evaluate, study.model)
+    if isinstance(budget, Keep):
+        plan, small = study.shrink(budget)
+        score = None
+        if scorer is not None:
+            with study.stage("evaluate"):
+                score = scorer.score(small)
+        return study.result(budget, plan, small, score)
+    assert scorer is not None
+    return study.most_compressed(budget, scorer)
+
+
+class Study:
+    """One network under study: what is computed once and used for every budget.
+
+    Args:
+        model: The network; a copy is made.
+        example: A batch of inputs.
+        calibration: See `compress`.
+        config: How.
+    """
+
+    def __init__(self, model: nn.Module, example: Example, calibration: Iterable[Any] | None, config: Config) -> None:
+        """Check everything, look at the data, and make the menu."""
+        self.config = config
+        self.seconds: dict[str, float] = {}
+        self.passes: dict[str, float] = {}
+        self.probes: list[tuple[float, float]] = []
+        self.model = duplicate(model)
+        check_weights(self.model)
+        self.example = example
+        self.batches = collect(calibration, example, config.images, config.batch)
+        found = survey(self.model, example)
+        self.original = cost(self.model, example)
+        left = {layer.name: "excluded by the configuration" for layer in found.layers if excluded(layer.name, config.exclude)}
+        unknown = [pattern for pattern in config.exclude if not any(excluded(layer.name, (pattern,)) for layer in found.layers)]
+        if unknown:
+            names = ", ".join(layer.name for layer in found.layers)
+            raise ValueError(f"exclude has {unknown[0]!r}, which matches no layer; the layers are {names}")
+        self.survey = Survey(tuple(layer for layer in found.layers if layer.name not in left), found.skipped | left)
+        self.harm_unit = "nats" if self.batches else "relative squared weight error"
+        words = f"{config.seed} {config.gradient} {config.batch} {torch.__version__}"
+        self.cache = Cache(config.cache, fingerprint(self.model, self.batches, words) if config.cache is not None else "")
+        self.moments = self._statistics() if self.batches else None
+        self.menu = self._menu()
+
+    def _statistics(self) -> Any:
+        kept = self.cache.read("moments")
+        if kept is not None:
+            return unpack(kept[0])
+        with self.stage("statistics"):
+            moments = statistics(
+                self.model,
+                self.survey.layers,
+                self.batches,
+                seed=self.config.seed,
+                gradient=self.config.gradient,
+                progress=lambda share: self.tell("statistics", share),
+            )
+            self.passes["forward"] = 1.0
+            self.passes["backward"] = float(self.config.gradient)
+        self.cache.write("moments", pack(moments), {})
+        return moments
+
+    def _menu(self) -> Menu:
+        with self.stage("menu"):
+            return build_menu(
+                self.model,
+                self.survey.layers,
+                self.original,
+                self.config.methods,
+                moments=self.moments,
+                multiple_of=self.config.multiple_of,
+                progress=lambda share: self.tell("menu", share),
+            )
+
+    def shrink(self, budget: Keep) -> tuple[Plan, nn.Module]:
+        """Choose a plan within the budget and build it, refitted."""
+        with self.stage("search"):
+            plan = self.config.search.select(self.menu, budget)
+        return plan, self.build(plan)
+
+    def build(self, plan: Plan) -> nn.Module:
+        """Return the network that a plan makes of the original."""
+        name = "network " + hashlib.blake2b((plan.to_json() + repr(self.config.words())).encode()).hexdigest()
+        kept = self.cache.read(name)
+        if kept is not None:
+            small = skeleton(plan, self.model)
+            small.load_state_dict(kept[0])
+            return small
+        if self.moments is None or not self.config.refit:
+            with self.stage("factorize"):
+                small = apply(plan, self.model, moments=self.moments)
+        else:
+            with self.stage("refit"):
+                small = refit(
+                    self.model,
+                    plan,
+                    self.batches,
+                    self.moments,
+                    seed=self.config.seed,
+                    progress=lambda share: self.tell("refit", share),
+                )
+                self.passes["forward"] = self.passes.get("forward", 0.0) + 2.0
+        if self.config.batchnorm and self.batches:
+            with self.stage("batchnorm"):
+                small = reestimate_batchnorm(small, self.batches)
+                self.passes["forward"] = self.passes.get("forward", 0.0) + 1.0
+        self.cache.write(name, dict(small.state_dict()), {})
+        return small
+
+    def most_compressed(self, budget: MaxDrop, scorer: Scorer) -> Result:
+        """Bisect over kept fractions; every network that could be returned has been evaluated."""
+        total = self.original.of(budget.metric)
+        high, best = 1.0, None
+        low = self._least(budget.metric)
+        last: Score | None = None
+        while best is None or high / low > RESOLUTION:
+            keep = (high * low) ** 0.5
+            if high / low <= RESOLUTION:
+                raise BudgetError(
+                    f"{budget_text(budget)} cannot be met: keeping {100 * high:.1f} % of the {budget.metric} already loses "
+                    f"{last.drop if last else 0:.2f} points; allow more points, or give more calibration images"
+                )
+            plan, small = self.shrink(Keep(keep, budget.metric))
+            with self.stage("evaluate"):
+                last = scorer.score(small)
+            if abs(last.before) > 1:
+                raise ValueError(f"evaluate returned {last.before:g}; MaxDrop needs a fraction between 0 and 1, such as 0.917")
+            self.probes.append((plan.cost.of(budget.metric) / total, last.drop))
+            self.tell("budgets tried", min(0.99, len(self.probes) / 8))
+            if last.drop <= budget.points + 1e-9:
+                high, best = min(keep, plan.cost.of(budget.metric) / total), (plan, small, last)
+                if high <= low:
+                    break
+            else:
+                low = keep
+        assert best is not None
+        return self.result(budget, *best)
+
+    def _least(self, metric: Any) -> float:
+        total = self.original.of(metric)
+        saved = sum(row[0].cost.of(metric) - min(option.cost.of(metric) for option in row) for row in self.menu.options)
+        if not saved:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in list(self.survey.skipped.items())[:3])
+            raise BudgetError(f"nothing can be compressed: no method pays on any layer. {reasons}".strip())
+        return max((total - saved) / total, 1e-6)
+
+    def result(self, budget: Budget, plan: Plan, small: nn.Module, score: Score | None) -> Result:
+        """Return the network with the account of it."""
+        after = cost(small, self.example)
+        if after != plan.cost:
+            raise AssertionError(f"the built network costs {after}, the plan says {plan.cost}; please report this")
+        harm = None
+        if self.batches:
+            with self.stage("report"):
+                harm = measured_harm(self.model, small, self.batches[: max(1, HARM_IMAGES // self.config.batch)])
+        with self.stage("latency"):
+            old, new = measure([self.model, small], self.example)
+        report = Report(
+            budget_text(budget),
+            self.original,
+            after,
+            make_rows(self.survey, plan),
+            self.survey.skipped,
+            plan.harm,
+            harm,
+            self.harm_unit,
+            score,
+            latency=(old, new),
+            seconds=dict(self.seconds),
+            passes=dict(self.passes),
+            probes=tuple(self.probes),
+            settings={"config": self.config.words(), "torch": torch.__version__, "calibration images": self.images},
+        )
+        return Result(small, plan, report)
+
+    @property
+    def images(self) -> int:
+        """How many calibration images were read."""
+        return sum(len(batch) if isinstance(batch, torch.Tensor) else len(next(iter(_values(batch)))) for batch in self.batches)
+
+    def tell(self, stage: str, share: float) -> None:
+        """Report progress."""
+        if self.config.progress is not None:
+            self.config.progress(stage, share)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage and tell its beginning and end."""
+        self.tell(name, 0.0)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        self.tell(name, 1.0)
+
+
+def _values(batch: Any) -> Iterable[Any]:
+    return batch.values() if isinstance(batch, dict) else batch
+
+
+def check_weights(model: nn.Module) -> None:
+    """Check that every weight is finite.
+
+    Raises:
+        ValueError: If one is NaN or infinite.
+    """
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise ValueError(f"the model's {name!r} holds NaN or infinite values; give a network that was trained to the end")

@@ -1,0 +1,57 @@
+"""The embedded default: a small real CNN, trained by us on Fashion-MNIST, with slices of its real images."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Callable
+from importlib.resources import files
+
+import numpy as np
+import torch
+from safetensors.torch import load
+from torch import Tensor
+
+from spectrim.accuracy import Accuracy, Scorer
+from spectrim.compress import Config, compress
+from spectrim.cost import Budget, MaxDrop
+from spectrim.demo.net import FashionNet
+from spectrim.result import Result
+
+MEAN, STD = 0.2860, 0.3530  # of the training images
+BUDGET = MaxDrop(1.5, "macs")
+
+
+def demo_model() -> FashionNet:
+    """Return the trained network in eval mode."""
+    model = FashionNet()
+    model.load_state_dict(load(files("spectrim.demo").joinpath("model.safetensors").read_bytes()))
+    return model.eval()
+
+
+def demo_images(part: str) -> tuple[Tensor, Tensor]:
+    """Return normalised images (N, 1, 28, 28) and labels (N,).
+
+    Args:
+        part: `calibration` (1,024 training images), `selection` (2,500 training images that the network was not trained on)
+            or `test` (2,500 test images).
+    """
+    with np.load(io.BytesIO(files("spectrim.demo").joinpath("images.npz").read_bytes())) as archive:
+        images, labels = archive[f"{part}_images"], archive[f"{part}_labels"]
+    return (torch.from_numpy(images)[:, None].float() / 255 - MEAN) / STD, torch.from_numpy(labels.astype(np.int64))
+
+
+def run_demo(progress: Callable[[str, float], None] | None = None, budget: Budget = BUDGET) -> Result:
+    """Compress the embedded network; decisions on the selection images, the test images read once for the report."""
+    model = demo_model()
+    calibration, _ = demo_images("calibration")
+    batches = {part: list(zip(*(t.split(500) for t in demo_images(part)), strict=True)) for part in ("selection", "test")}
+    config = Config(progress=progress)
+    result = compress(
+        model, calibration[:1], budget=budget, calibration=calibration, evaluate=Accuracy(batches["selection"]), config=config
+    )
+    score = Scorer(Accuracy(batches["test"]), model).score(result.model)
+    return Result(result.model, result.plan, dataclasses.replace(result.report, test=score))
+
+
+__all__ = ["FashionNet", "demo_images", "demo_model", "run_demo"]

@@ -1,0 +1,111 @@
+"""SpatialSVD: a kernel along one spatial axis, then one along the others (Jaderberg et al. 2014), fitted in the response norm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from spectrim.factorize._base import Factorization, Fit, Moments, Rank, spatial
+from spectrim.factorize._nested import Nested, nested, permute_inputs
+from spectrim.layer import Layer
+
+
+@dataclass(frozen=True)
+class SpatialSVD(Factorization):
+    """kh x 1 convolution S -> r, then 1 x kw r -> T; with `axis=1` the width comes first.
+
+    Args:
+        axis: The spatial axis of the first factor; the second takes all others.
+
+    Raises:
+        ValueError: If the axis is not 0, 1 or 2.
+
+    Reference:
+        Jaderberg, Vedaldi, Zisserman: Speeding up convolutional neural networks with low rank expansions (2014), scheme 2.
+    """
+
+    axis: int = 0
+    title: ClassVar[str] = "SpatialSVD"
+    reference: ClassVar[str] = "Jaderberg et al. 2014, scheme 2"
+
+    def __post_init__(self) -> None:
+        """Check the axis."""
+        if self.axis not in (0, 1, 2):
+            raise ValueError(f"SpatialSVD was given axis={self.axis}; allowed are 0 (height first), 1 (width first) and 2")
+
+    def fits(self, layer: Layer) -> Fit:
+        """Need a kernel of more than one tap along the axis and along the others."""
+        if self.axis >= len(layer.kernel):
+            return Fit(f"its kernel has {len(layer.kernel)} spatial axes; axis {self.axis} is not there")
+        if len(layer.kernel) < 2 or layer.kernel[self.axis] == 1 or math.prod(layer.kernel) == layer.kernel[self.axis]:
+            return Fit(f"its kernel {layer.kernel} cannot be split at axis {self.axis}")
+        return Fit()
+
+    def full_rank(self, layer: Layer) -> int:
+        """Return the smaller side of (S * k_axis) x (k_others * T) of one group."""
+        outputs, inputs = (channels // layer.groups for channels in layer.channels)
+        first = layer.kernel[self.axis]
+        return min(inputs * first, math.prod(layer.kernel) // first * outputs)
+
+    def candidates(self, layer: Layer) -> list[Rank]:
+        """Return every rank."""
+        return list(range(1, self.full_rank(layer) + 1)) if self.fits(layer) else []
+
+    def parts(self, layer: Layer, rank: Rank) -> tuple[Layer, ...]:
+        """Return the two convolutions."""
+        self.check(layer, rank)
+        assert isinstance(rank, int)
+        outputs, inputs = layer.channels
+        others = [axis for axis in range(len(layer.kernel)) if axis != self.axis]
+        first = spatial(layer, (inputs, rank * layer.groups), [self.axis], None)
+        return first, replace(spatial(layer, (rank * layer.groups, outputs), others, first), bias=layer.bias)
+
+    def factors(self, weight: Tensor, rank: Rank, moments: Moments | None = None) -> tuple[Tensor, ...]:
+        """Return (g, r, S, k_axis at its place) and (g, T, r, the others at theirs)."""
+        assert isinstance(rank, int)
+        solution = self._solve(weight, rank, moments)
+        g, t, s = weight.shape[:3]
+        kernel = weight.shape[3:]
+        alone = [size if axis == self.axis else 1 for axis, size in enumerate(kernel)]
+        rest = [1 if axis == self.axis else size for axis, size in enumerate(kernel)]
+        return solution.basis.mT.reshape(g, rank, s, *alone), solution.second(rank).reshape(g, t, rank, *rest)
+
+    def merge(self, factors: Sequence[Tensor]) -> Tensor:
+        """Return the product, tap by tap."""
+        first, second = factors
+        g, r, s = first.shape[:3]
+        kernel = [max(pair) for pair in zip(first.shape[3:], second.shape[3:], strict=True)]
+        product = torch.einsum("grsa,gtrb->gtsab", first.flatten(3), second.flatten(3))
+        others = [size for axis, size in enumerate(kernel) if axis != self.axis]
+        return product.reshape(g, -1, s, kernel[self.axis], *others).movedim(3, 3 + self.axis)
+
+    def losses(self, weight: Tensor, ranks: Sequence[Rank], moments: Moments | None = None) -> list[float]:
+        """Return the loss of every rank from one Cholesky factorization."""
+        numbers = [rank for rank in ranks if isinstance(rank, int)]
+        return nested_losses(self._solve(weight, max(numbers), moments), numbers, moments)
+
+    def _solve(self, weight: Tensor, rank: int, moments: Moments | None) -> Nested:
+        s, kernel = weight.shape[2], weight.shape[3:]
+        order = (
+            torch.arange(s * math.prod(kernel), device=weight.device).reshape(s, *kernel).movedim(1 + self.axis, 1).flatten()
+        )
+        split = weight.flatten(2)[:, :, order].unflatten(2, (s * kernel[self.axis], -1))
+        return nested(split, rank, permute_inputs(moments, order))
+
+
+def nested_losses(solution: Nested, ranks: Sequence[int], moments: Moments | None) -> list[float]:
+    """Return the harm that regression on the leading features leaves, for each rank."""
+    explained = solution.explained  # (g, R * k, T)
+    if moments is None:
+        captured, total = explained.square().sum(2), solution.total.diagonal(dim1=1, dim2=2).sum()
+        scale = 1 / float(total.clamp_min(torch.finfo(total.dtype).tiny))
+    else:
+        captured = torch.einsum("gft,gtu,gfu->gf", explained, moments.gradient, explained)
+        total, scale = (moments.gradient * solution.total).sum(), 0.5
+    kept = captured.sum(0).cumsum(0)
+    return [max(0.0, float(total - kept[rank * solution.taps - 1]) * scale) for rank in ranks]

@@ -1,0 +1,78 @@
+"""The report as one self-contained HTML page: Jinja2 for the text, matplotlib for the plots, nothing loaded from elsewhere."""
+
+from __future__ import annotations
+
+import io
+import json
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from spectrim.report import Report
+
+
+def render(report: Report) -> str:
+    """Return the page.
+
+    Raises:
+        ImportError: If Jinja2 or matplotlib are not installed.
+    """
+    try:
+        import matplotlib
+        from jinja2 import Environment
+    except ImportError as error:
+        raise ImportError("the HTML report needs the extra: pip install 'spectrim[report]'") from error
+    matplotlib.use("Agg")
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    source = files("spectrim").joinpath("page.html.jinja").read_text()
+    return environment.from_string(source).render(
+        report=report,
+        plots=_plots(report),
+        settings=json.dumps(dict(report.settings), indent=1),
+    )
+
+
+def _plots(report: Report) -> list[tuple[str, str]]:
+    """Return caption and SVG of each plot."""
+    plots = [("MACs of each layer, before and after", _bars(report, "macs", "MACs of one example"))]
+    plots.append(("Parameters of each layer, before and after", _bars(report, "params", "parameters")))
+    if report.probes:
+        plots.append(("What MaxDrop tried: points lost at each budget", _probes(report)))
+    return plots
+
+
+def _bars(report: Report, metric: str, label: str) -> str:
+    from matplotlib.figure import Figure
+
+    rows = report.rows
+    figure = Figure(figsize=(9, 1 + 0.2 * len(rows)))
+    axes = figure.subplots()
+    places = list(range(len(rows)))
+    axes.barh(places, [getattr(row, f"{metric}_before") for row in rows], color="#d5dae1", height=0.8, label="before")
+    axes.barh(places, [getattr(row, f"{metric}_after") for row in rows], color="#2f6fa8", height=0.45, label="after")
+    axes.set_yticks(places, [row.layer for row in rows], fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlabel(label)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right")
+    return _svg(figure)
+
+
+def _probes(report: Report) -> str:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3))
+    axes = figure.subplots()
+    tried = sorted(report.probes)
+    axes.plot([100 * kept for kept, _ in tried], [drop for _, drop in tried], "o-", color="#2f6fa8")
+    axes.set_xlabel("kept, %")
+    axes.set_ylabel("drop, points")
+    axes.spines[["top", "right"]].set_visible(False)
+    return _svg(figure)
+
+
+def _svg(figure: Any) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

@@ -1,0 +1,177 @@
+"""Asymmetric refit in execution order, and BatchNorm re-estimation.
+
+Each layer is fitted to the original network's outputs given the inputs that the already compressed prefix gives it
+(Zhang et al. 2016, section 3.3, with reduced-rank regression). With C the covariance of the compressed stream's lowered
+input and K its cross-covariance with the targets, the regression W* = (K + d W)(C + d I)^-1 with a small ridge d towards W is the
+dense kernel that pays back the drift; the method then factorizes W* in the norm of (C + d I, G). Layers whose lowered input is
+too large are regressed on their own dense response instead (T x T).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from spectrim.factorize import Moments
+from spectrim.layer import Example, call, evaluation_mode, tensors_of
+from spectrim.plan import Option, Plan
+from spectrim.statistics import Covariance, Sampler, grouped, lowered
+from spectrim.surgery import duplicate, factorized, fitted, module_of, original_bias, replace_module, working_weight
+from spectrim.twin import Site, TwinStream, trace
+
+RIDGE = 0.01  # towards the original kernel, relative to the mean diagonal of C
+MEMORY = 4 << 30  # bytes of live activations that the twin stream may hold
+LIVE = 6  # live activations of one forward, in units of its largest one (a residual block holds about as many)
+
+
+class Regression(Site):
+    """The fit of one layer in the twin stream.
+
+    Args:
+        option: Method and rank.
+        module: The original layer.
+        moments: Gives G, and says in which space to regress.
+        sampler: Draws positions.
+    """
+
+    def __init__(self, option: Option, module: nn.Module, moments: Moments, sampler: Sampler) -> None:
+        """Store the arguments."""
+        self.option, self.module, self.moments, self.sampler = option, module, moments, sampler
+        self.joint = Covariance()  # of (input or response, target)
+
+    def observe(self, x: Tensor, target: Tensor, response: Tensor) -> None:
+        """Add one chunk of the compressed stream's input and dense response (N, ...) and of the target."""
+        layer = self.option.layer
+        shape = target.shape[1:-1] if layer.kind == "Linear" else target.shape[2:]
+        index = self.sampler.draw(layer, len(target), shape)
+        wanted = _at(layer.kind, target, index).unflatten(1, (layer.groups, -1)).transpose(0, 1)
+        if self.moments.covariance is not None:
+            seen = lowered(layer, x, index)
+        else:
+            seen = _at(layer.kind, response, index).unflatten(1, (layer.groups, -1)).transpose(0, 1)
+        self.joint.add(torch.cat([seen, wanted], 2).float())
+
+    def solve(self) -> nn.Module:
+        """Return the factorized layer."""
+        weight, bias = working_weight(self.option.layer, self.module), original_bias(self.module)
+        joint, means = self.joint.covariance.to(weight), self.joint.mean.to(weight)
+        self.joint = Covariance()
+        flat = weight.flatten(2)
+        seen = joint.shape[1] - flat.shape[1]
+        c, k = joint[:, :seen, :seen], joint[:, seen:, :seen]
+        mean, wanted = means[:, :seen], means[:, seen:]
+        ridge = (RIDGE * c.diagonal(dim1=1, dim2=2).mean(1)).clamp_min(1e-30)[:, None, None]
+        damped = c + ridge * torch.eye(seen).to(weight)
+        in_inputs = self.moments.covariance is not None
+        start = flat if in_inputs else torch.eye(seen).to(weight).expand_as(c)
+        best = start + torch.linalg.solve(damped, (k - start @ c).mT).mT  # W*, or the map from the dense response
+        response = best @ damped @ best.mT
+        norm = replace(self.moments, response=(response + response.mT) / 2, response_mean=wanted)
+        if in_inputs:
+            norm = replace(norm, covariance=damped, mean=mean)
+            kernel = best
+        else:
+            kernel = best @ flat
+            mean = mean if bias is None else mean - bias.to(mean).reshape(mean.shape)
+        linear = (best @ mean[..., None])[..., 0]
+        return fitted(self.option, self.module, kernel.reshape(weight.shape), norm, linear=linear)
+
+
+def _at(kind: str, y: Tensor, index: tuple[Tensor, ...]) -> Tensor:
+    """Return outputs at the drawn positions, (M, T)."""
+    index = tuple(axis.to(y.device) for axis in index)
+    return y[index] if kind == "Linear" else y[(index[0], slice(None), *index[1:])]
+
+
+def refit(
+    model: nn.Module,
+    plan: Plan,
+    batches: Sequence[Example],
+    moments: Mapping[str, Moments],
+    *,
+    seed: int = 0,
+    progress: Callable[[float], None] = lambda share: None,
+) -> nn.Module:
+    """Return the factorized copy of the network whose layers are fitted one after the other, inputs as they will be.
+
+    It costs about two forward passes over the images used. Layers that one forward calls more than once are fitted to
+    their own original inputs.
+
+    Args:
+        model: The original network; it is not changed.
+        plan: What to do.
+        batches: Calibration inputs; as many of them are used as `MEMORY` has room for.
+        moments: From `statistics`.
+        seed: Of sampled positions.
+        progress: Called with the share of layers fitted.
+
+    Raises:
+        RuntimeError: If the forward takes another path for other inputs.
+    """
+    small = duplicate(model)
+    if not plan:
+        return small
+    original = duplicate(model).eval()
+    found = trace(original, list(plan), _head(batches[0], 2))
+    batches = _fitting(batches, found.bytes_per_example)
+    sampler = Sampler(seed, sum(len(tensors_of(batch)[0]) for batch in batches))
+    sites: dict[str, Site] = {}
+    fixed: dict[str, nn.Module] = {}
+    for name, option in plan.items():
+        module = module_of(small, option)  # free of the hooks that the stream adds
+        if name in found.once:
+            sites[name] = Regression(option, module, moments[name], sampler)
+        else:
+            fixed[name] = factorized(option, module, moments[name])
+    stream = TwinStream(original, found, sites, fixed, lambda done: progress(done / max(len(sites), 1)))
+    for name, module in stream.run(batches).items():
+        module.train(small.get_submodule(name).training)
+        replace_module(small, name, module)
+    return small
+
+
+def reestimate_batchnorm(model: nn.Module, batches: Sequence[Example]) -> nn.Module:
+    """Return a copy whose BatchNorm statistics are the averages over the batches; nothing else changes.
+
+    Args:
+        model: The compressed network.
+        batches: Calibration inputs of more than one example each.
+    """
+    small = duplicate(model)
+    norms = [module for module in small.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    norms = [norm for norm in norms if norm.track_running_stats]
+    with evaluation_mode(small), torch.no_grad():
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.train()
+            norm.reset_running_stats()
+            norm.momentum = None  # a cumulative average
+        for batch in batches:
+            call(small, batch)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+    return small
+
+
+def _fitting(batches: Sequence[Example], bytes_per_example: int) -> list[Example]:
+    """Return as many batches as the twin stream can hold at once, at least one example."""
+    room = max(1, MEMORY // max(1, 2 * LIVE * bytes_per_example))
+    kept: list[Example] = []
+    for batch in batches:
+        size = len(tensors_of(batch)[0])
+        if room <= 0:
+            break
+        kept.append(batch if size <= room else _head(batch, room))
+        room -= size
+    return kept
+
+
+def _head(batch: Example, count: int) -> Example:
+    if isinstance(batch, Tensor):
+        return batch[:count]
+    if isinstance(batch, dict):
+        return {key: value[:count] for key, value in batch.items()}
+    return tuple(value[:count] for value in batch)

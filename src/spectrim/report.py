@@ -1,0 +1,188 @@
+"""What was done and what it cost: rows, a table, JSON and one self-contained page. Reads records, computes nothing new."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.table import Table
+
+from spectrim.cost import Budget, Cost
+from spectrim.latency import Latency
+from spectrim.layer import Survey
+from spectrim.plan import Option, Plan
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer: what was chosen, and its cost before and after (MACs of one example)."""
+
+    layer: str
+    kind: str
+    shape: tuple[int, ...]
+    method: str
+    rank: int | tuple[int, ...]
+    params_before: int
+    params_after: int
+    macs_before: int
+    macs_after: int
+    harm: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """Scores between 0 and 1 before and after, and the drop in points.
+
+    `standard_error` is that of the drop, in points, paired over the `examples`; None where evaluate returns a number only.
+    """
+
+    before: float
+    after: float
+    standard_error: float | None = None
+    examples: int | None = None
+
+    @property
+    def drop(self) -> float:
+        """Points lost."""
+        return 100 * (self.before - self.after)
+
+    def text(self) -> str:
+        """Return the three numbers in words."""
+        error = "" if self.standard_error is None else f" +- {self.standard_error:.2f}"
+        count = "" if self.examples is None else f", {self.examples:,} images"
+        return f"{100 * self.before:.2f} -> {100 * self.after:.2f} (drop {self.drop:.2f}{error} points{count})"
+
+
+@dataclass(frozen=True)
+class Report:
+    """The account of one compression.
+
+    Attributes:
+        budget: What was asked, in words.
+        before, after: Cost of the whole network.
+        rows: One per layer that could be factorized.
+        skipped: The other weighted modules and why.
+        predicted_harm: Sum of the chosen options' harms, without refit, in `harm_unit`.
+        measured_harm: KL divergence of the outputs on calibration images (nats), or relative squared error; None without any.
+        harm_unit: `nats` or `relative squared weight error`.
+        selection: Score on the data that decisions were made on; None without evaluate.
+        test: Score on data read once, for this report; None unless given.
+        latency: Measured time before and after.
+        seconds: Wall-clock time of each stage.
+        passes: How often the network was run over the calibration set, by kind.
+        probes: For MaxDrop, every budget tried: kept fraction and drop.
+        settings: The configuration in words, and for the command line the model, weights and data.
+    """
+
+    budget: str
+    before: Cost
+    after: Cost
+    rows: tuple[Row, ...]
+    skipped: Mapping[str, str]
+    predicted_harm: float
+    measured_harm: float | None
+    harm_unit: str
+    selection: Score | None = None
+    test: Score | None = None
+    latency: tuple[Latency, Latency] | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    passes: Mapping[str, float] = field(default_factory=dict)
+    probes: tuple[tuple[float, float], ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> tuple[float, float]:
+        """Fractions of params and MACs that remain."""
+        return self.after.params / self.before.params, self.after.macs / max(self.before.macs, 1)
+
+    def to_json(self) -> str:
+        """Return everything as indented JSON."""
+        data = asdict(self)
+        for name in ("selection", "test"):
+            score = getattr(self, name)
+            if score is not None:
+                data[name]["drop"] = score.drop
+        data["kept"] = {"params": self.kept[0], "macs": self.kept[1]}
+        return json.dumps(data, indent=1) + "\n"
+
+    def table(self) -> Table:
+        """Return the layers as a terminal table, totals last."""
+        table = Table(title=f"{self.budget}", title_justify="left")
+        for name in ("layer", "method", "rank"):
+            table.add_column(name, overflow="fold")
+        for name in ("params", "-> after", "MACs", "-> after", "harm"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for row in self.rows:
+            rank = "-" if row.method == "-" else str(row.rank)
+            harm = "" if row.method == "-" else f"{row.harm:.4f}"
+            numbers = (row.params_before, row.params_after, row.macs_before, row.macs_after)
+            table.add_row(row.layer, row.method, rank, *(f"{number:,}" for number in numbers), harm)
+        table.add_section()
+        totals = (self.before.params, self.after.params, self.before.macs, self.after.macs)
+        kept = f"kept {100 * self.kept[0]:.1f} % / {100 * self.kept[1]:.1f} %"
+        table.add_row("whole network", kept, "", *(f"{number:,}" for number in totals), f"{self.predicted_harm:.4f}")
+        return table
+
+    def lines(self) -> list[str]:
+        """Return the findings below the table, a line each."""
+        lines = [
+            f"params {self.before.params:,} -> {self.after.params:,} ({100 * self.kept[0]:.1f} % kept), "
+            f"MACs {self.before.macs:,} -> {self.after.macs:,} ({100 * self.kept[1]:.1f} % kept)"
+        ]
+        if self.selection is not None:
+            lines.append(f"score on the selection images  {self.selection.text()}")
+        if self.test is not None:
+            lines.append(f"score on the test images       {self.test.text()}")
+        if self.latency is not None:
+            old, new = self.latency
+            lines.append(
+                f"latency, {old.threads} thread         {old.median_ms:.2f} -> {new.median_ms:.2f} ms "
+                f"(quartiles {old.low_ms:.2f}-{old.high_ms:.2f}, {new.low_ms:.2f}-{new.high_ms:.2f}; {old.runs} runs each)"
+            )
+        measured = "" if self.measured_harm is None else f", measured after all steps {self.measured_harm:.4f}"
+        lines.append(f"harm predicted before the refit {self.predicted_harm:.4f} {self.harm_unit}{measured}")
+        lines.append("seconds  " + ", ".join(f"{name} {value:.1f}" for name, value in self.seconds.items()))
+        for name, reason in self.skipped.items():
+            lines.append(f"left alone  {name}: {reason}")
+        return lines
+
+    def to_html(self) -> str:
+        """Return one self-contained page.
+
+        Raises:
+            ImportError: If the `report` extra (Jinja2, matplotlib) is not installed.
+        """
+        from spectrim.page import render
+
+        return render(self)
+
+
+def make_rows(survey: Survey, plan: Plan) -> tuple[Row, ...]:
+    """Return a row per layer, in order of execution."""
+    rows = []
+    for layer in survey.layers:
+        option = plan.choices.get(layer.name, Option(layer))
+        old, new = layer.cost, option.cost
+        rows.append(
+            Row(
+                layer.name,
+                layer.kind,
+                layer.weight,
+                option.title,
+                option.rank,
+                old.params,
+                new.params,
+                old.macs,
+                new.macs,
+                option.harm,
+            )
+        )
+    return tuple(rows)
+
+
+def budget_text(budget: Budget) -> str:
+    """Return the budget as written in code."""
+    value = getattr(budget, "fraction", None)
+    return f"{type(budget).__name__}({value if value is not None else budget.points:g}, {budget.metric!r})"  # type: ignore[union-attr]

@@ -1,0 +1,99 @@
+"""What compress() returns, the folder it saves, and the way back: a plan, safetensors and a report; no pickle."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+from spectrim.plan import Plan
+from spectrim.report import Report
+from spectrim.surgery import skeleton
+
+
+@dataclass(frozen=True)
+class Result:
+    """The compressed network, the plan that made it, and the account of it; no reference back to what made it."""
+
+    model: nn.Module
+    plan: Plan
+    report: Report
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write plan.json, model.safetensors, report.json and, with the `report` extra installed, report.html.
+
+        The folder appears whole or not at all.
+
+        Args:
+            folder: A path that does not exist yet, or an empty folder.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ValueError: If the folder exists and is not empty.
+        """
+        target = check_output(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        try:
+            (partial / "plan.json").write_text(self.plan.to_json())
+            (partial / "report.json").write_text(self.report.to_json())
+            save_model(self.model, str(partial / "model.safetensors"))
+            try:
+                (partial / "report.html").write_text(self.report.to_html())
+            except ImportError as error:
+                (partial / "report.html.txt").write_text(f"There is no HTML report: {error}\n")
+            partial.chmod(0o755)
+            for file in partial.iterdir():
+                file.chmod(0o644)
+            if target.exists():
+                target.rmdir()
+            partial.rename(target)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        return target
+
+
+def check_output(folder: str | os.PathLike[str]) -> Path:
+    """Return the path if a result can be written there.
+
+    Raises:
+        ValueError: If it exists and is not an empty folder.
+    """
+    path = Path(folder)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"the output {str(path)!r} exists already; choose another name or remove it first")
+    return path
+
+
+def load(folder: str | os.PathLike[str], model: nn.Module) -> nn.Module:
+    """Return the saved network: the structure from the plan, the weights from the safetensors file.
+
+    Args:
+        folder: What `Result.save` wrote.
+        model: The original network, newly made; its weights do not matter and it is not changed.
+
+    Raises:
+        ValueError: If a file is missing or damaged, or the plan does not fit the network.
+    """
+    path = Path(folder)
+    for name in ("plan.json", "model.safetensors"):
+        if not (path / name).is_file():
+            raise ValueError(f"{str(path)!r} is no saved result: it has no {name}")
+    small = skeleton(Plan.from_json((path / "plan.json").read_text()), model)
+    try:
+        load_model(small, path / "model.safetensors")
+    except SafetensorError as error:
+        raise ValueError(f"{str(path / 'model.safetensors')!r} is damaged or no safetensors file: {error}") from error
+    except RuntimeError as error:
+        first = " ".join(str(error).split())
+        raise ValueError(f"the weights in {str(path)!r} do not fit the model and plan: {first}") from error
+    return small

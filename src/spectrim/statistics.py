@@ -1,0 +1,268 @@
+"""One forward and backward sweep over calibration data: what every layer sees, answers and matters.
+
+For each layer: the covariance C of its lowered input at sampled positions, the covariance of its output at all positions,
+and the second moment G of the loss gradient at its output. The loss is the log-likelihood of labels *sampled from the
+model's own softmax* (the true Fisher information; no labels are needed). G is summed over the positions of one example,
+covariances are averaged over positions, so that 1/2 tr(G D C D^T) is the loss in nats of changing the kernel by D.
+
+Memory: the statistics, (n^2 + 2 T^2) numbers of four bytes per group and layer with n at most `LARGEST`, and the
+activations and gradients of one batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from spectrim.factorize import Moments
+from spectrim.layer import Example, Layer, call, evaluation_mode, tensors_of
+
+POSITIONS = 65536  # sampled positions per layer for input covariances
+LARGEST = 4608  # largest lowered input (512 channels, 3 x 3) whose covariance is kept
+SHRINK = 0.2  # share of the mean diagonal in G
+
+
+class Sampler:
+    """Draws the positions of a layer's output at which its lowered input is looked at.
+
+    Args:
+        seed: Of the random positions.
+        examples: How many examples will be seen in all; shares `POSITIONS` among them.
+    """
+
+    def __init__(self, seed: int, examples: int) -> None:
+        """Store the seed and each example's share."""
+        self.generator = torch.Generator().manual_seed(seed)
+        self.examples = max(examples, 1)
+
+    def draw(self, layer: Layer, batch: int, shape: Sequence[int]) -> tuple[Tensor, ...]:
+        """Return index tensors (M,), of the example and of each spatial axis, for an output of spatial `shape`."""
+        total = batch * math.prod(shape)
+        wanted = math.ceil(POSITIONS * batch / (self.examples * layer.calls))
+        if wanted >= total:
+            flat = torch.arange(total)
+        else:
+            flat = torch.randint(total, (wanted,), generator=self.generator)
+        return tuple(torch.unravel_index(flat, (batch, *shape)))
+
+
+def lowered(layer: Layer, x: Tensor, index: tuple[Tensor, ...]) -> Tensor:
+    """Return the lowered input patches at the given output positions, per group.
+
+    Args:
+        layer: Geometry.
+        x: Input (N, S, *spatial), or (N, ..., S) of a linear layer.
+        index: From `Sampler.draw`.
+
+    Returns:
+        Patches (g, M, n) in the order of the canonical kernel (S, *kernel).
+    """
+    index = tuple(axis.to(x.device) for axis in index)
+    if layer.kind == "Linear":
+        return x[index][None]
+    kernel, dilation = layer.kernel, layer.dilation
+    if layer.transposed:  # an ordinary convolution with the flipped kernel, over the input with zeros between its pixels
+        assert not isinstance(layer.padding, str)
+        stuffed = x.new_zeros(*x.shape[:2], *((size - 1) * s + 1 for size, s in zip(x.shape[2:], layer.stride, strict=True)))
+        stuffed[(..., *(slice(None, None, s) for s in layer.stride))] = x
+        sides = [
+            (d * (k - 1) - p, d * (k - 1) - p + o)
+            for d, k, p, o in zip(dilation, kernel, layer.padding, layer.output_padding, strict=True)
+        ]
+        x, stride = functional.pad(stuffed, [side for pair in reversed(sides) for side in pair]), (1,) * len(kernel)
+    else:
+        if layer.padding == "same":
+            reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+            sides = [(total // 2, total - total // 2) for total in reach]
+        else:
+            sides = [(int(p), int(p)) for p in layer.padding]
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        if any(side for pair in sides for side in pair):
+            x = functional.pad(x, [side for pair in reversed(sides) for side in pair], mode=mode)
+        stride = layer.stride
+    for axis, (k, d, s) in enumerate(zip(kernel, dilation, stride, strict=True)):
+        x = x.unfold(2 + axis, d * (k - 1) + 1, s)
+        x = x[..., ::d]
+    example, *places = index
+    patches = x[(example, slice(None), *places)]  # (M, S, *kernel)
+    return patches.reshape(len(example), layer.groups, -1).transpose(0, 1)
+
+
+def grouped(layer: Layer, y: Tensor) -> Tensor:
+    """Return outputs (N, T, *spatial), or (N, ..., T) of a linear layer, as (g, positions, T / g)."""
+    if layer.kind == "Linear":
+        return y.reshape(1, -1, y.shape[-1])
+    return y.unflatten(1, (layer.groups, -1)).transpose(0, 1).movedim(2, -1).flatten(1, -2)
+
+
+@dataclass
+class Covariance:
+    """Streaming mean and cross-moments, in double precision, shifted by the first batch's mean."""
+
+    count: int = 0
+    total: Tensor | None = None
+    shift: Tensor | None = None
+    squares: Tensor | None = None
+
+    def add(self, x: Tensor) -> None:
+        """Add observations (g, M, d)."""
+        if self.shift is None or self.squares is None or self.total is None:
+            self.shift = x.mean(1, keepdim=True)
+            self.total = torch.zeros_like(self.shift, dtype=torch.float64)
+            self.squares = x.new_zeros(x.shape[0], x.shape[2], x.shape[2], dtype=torch.float64)
+        moved = x - self.shift
+        self.count += x.shape[1]
+        self.total += moved.sum(1, keepdim=True, dtype=torch.float64)
+        self.squares += moved.mT @ moved
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean (g, d)."""
+        assert self.shift is not None and self.total is not None
+        return (self.shift + self.total / self.count)[:, 0]
+
+    @property
+    def covariance(self) -> Tensor:
+        """Covariance (g, d, d)."""
+        assert self.squares is not None and self.total is not None
+        centre = self.total / self.count
+        return self.squares / self.count - centre.mT @ centre
+
+
+@dataclass
+class _Sums:
+    layer: Layer
+    inputs: Covariance = field(default_factory=Covariance)
+    outputs: Covariance = field(default_factory=Covariance)
+    gradient: Tensor | None = None
+
+
+def statistics(
+    model: nn.Module,
+    layers: Sequence[Layer],
+    batches: Sequence[Example],
+    *,
+    seed: int = 0,
+    gradient: bool = True,
+    progress: Callable[[float], None] = lambda share: None,
+) -> dict[str, Moments]:
+    """Return the moments of every layer from one sweep.
+
+    Args:
+        model: The network; it is not changed.
+        layers: From `find_layers`.
+        batches: Calibration inputs, each in the form of the example.
+        seed: Of sampled labels and positions.
+        gradient: False never goes backward and uses G = I: layers then differ only by the size of their responses.
+        progress: Called with the share done after each batch.
+
+    Returns:
+        Layer name to moments, in double precision.
+    """
+    examples = sum(len(tensors_of(batch)[0]) for batch in batches)
+    sums = {layer.name: _Sums(layer) for layer in layers}
+    sampler = Sampler(seed, examples)
+    labels = torch.Generator().manual_seed(seed)
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    handles = [
+        model.get_submodule(layer.name).register_forward_hook(_observer(sums[layer.name], sampler, gradient))
+        for layer in layers
+    ]
+    try:
+        with evaluation_mode(model), torch.set_grad_enabled(gradient):
+            for parameter, _ in flags:
+                parameter.requires_grad_(False)
+            for done, batch in enumerate(batches, 1):
+                outputs = call(model, _attached(batch) if gradient else batch)
+                if gradient:
+                    _sampled_loss(outputs, labels).backward()  # type: ignore[no-untyped-call]
+                progress(done / len(batches))
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+    return {name: _moments(total, examples) for name, total in sums.items()}
+
+
+def _attached(batch: Example) -> Example:
+    """Return the batch with inputs that require a gradient, so that one flows through frozen weights."""
+    if isinstance(batch, Tensor):
+        return batch.detach().requires_grad_() if batch.is_floating_point() else batch
+    if isinstance(batch, dict):
+        return {key: _attached(value) for key, value in batch.items()}  # type: ignore[misc]
+    return tuple(_attached(value) for value in batch)  # type: ignore[misc]
+
+
+def _observer(sums: _Sums, sampler: Sampler, gradient: bool) -> Any:
+    layer = sums.layer
+
+    def observe(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        with torch.no_grad():
+            sums.outputs.add(grouped(layer, output.detach()).float())
+            if layer.matrix[1] <= LARGEST:
+                shape = output.shape[1:-1] if layer.kind == "Linear" else output.shape[2:]
+                index = sampler.draw(layer, output.shape[0], shape)
+                sums.inputs.add(lowered(layer, args[0].detach(), index).float())
+        if not gradient:
+            return None
+        if not output.requires_grad:
+            output = output.detach().requires_grad_().clone()
+        output.register_hook(lambda grad: _add_gradient(sums, grad))
+        return output
+
+    return observe
+
+
+def _add_gradient(sums: _Sums, grad: Tensor) -> None:
+    g = grouped(sums.layer, grad).float()
+    moment = (g.mT @ g).double()
+    sums.gradient = moment if sums.gradient is None else sums.gradient + moment
+
+
+def _sampled_loss(outputs: Any, generator: torch.Generator) -> Tensor:
+    """Return a loss, summed over examples, whose gradient's second moment is the Fisher information of the outputs.
+
+    Logits (N, K): labels drawn from the softmax. Anything else: a Gaussian of each output's own standard deviation.
+    """
+    floats = [tensor for tensor in tensors_of(outputs) if tensor.is_floating_point() and tensor.requires_grad]
+    if not floats:
+        raise ValueError("the model returns no floating-point tensor to measure harm on")
+    if is_logits(outputs):
+        (logits,) = floats
+        labels = torch.multinomial(logits.detach().float().softmax(1).cpu(), 1, generator=generator)[:, 0]
+        return functional.cross_entropy(logits.float(), labels.to(logits.device), reduction="sum")
+    loss = floats[0].new_zeros(())
+    for tensor in floats:
+        noise = torch.randn(tensor.shape, generator=generator).to(tensor.device)
+        scale = tensor.detach().float().std().clamp_min(1e-12) * math.sqrt(tensor[0].numel())
+        loss = loss + (tensor.float() * noise).sum() / scale
+    return loss
+
+
+def is_logits(outputs: Any) -> bool:
+    """Return whether the outputs are class logits: one floating-point matrix with at least two columns."""
+    tensors = [tensor for tensor in tensors_of(outputs) if tensor.is_floating_point()]
+    return len(tensors) == 1 and tensors[0].ndim == 2 and tensors[0].shape[1] >= 2
+
+
+def _moments(sums: _Sums, examples: int) -> Moments:
+    response = sums.outputs.covariance
+    size = response.shape[1]
+    eye = torch.eye(size).to(response).expand_as(response)
+    if sums.gradient is None:
+        gradient = eye.clone()
+    else:
+        gradient = sums.gradient / examples
+        mean = gradient.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+        gradient = (1 - SHRINK) * gradient + SHRINK * mean.clamp_min(1e-30) * eye
+    mean = sums.outputs.mean
+    if sums.layer.matrix[1] > LARGEST:
+        return Moments(sums.outputs.count, response, gradient, None, None, mean)
+    return Moments(sums.inputs.count, response, gradient, sums.inputs.covariance, sums.inputs.mean, mean)
