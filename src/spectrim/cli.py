@@ -22,10 +22,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 import spectrim
+from spectrim._inputs import DEFAULT_INPUT, first_examples, parse_shape, split_data
 from spectrim.accuracy import Accuracy, Scorer
 from spectrim.compress import Config, compress
 from spectrim.cost import Budget, BudgetError, Keep, MaxDrop
-from spectrim.data import Batches, Form, Images, is_callable_spec, open_callable, open_images
 from spectrim.demo import run_demo
 from spectrim.factorize import Factorization, parse
 from spectrim.inspection import inspect
@@ -34,12 +34,15 @@ from spectrim.result import Result, check_output, load
 from spectrim.search import SEARCHES
 from spectrim.zoo import load_weights, make_model
 
-app = App(name="spectrim", version=spectrim.__version__, help="Make trained convolutional networks smaller and faster.")
+app = App(
+    name="spectrim",
+    version=spectrim.__version__,
+    help="Make trained convolutional networks smaller and faster.",
+    suppress_keyboard_interrupt=False,
+)
 out = Console()
 err = Console(stderr=True)
 Numbers = Annotated[str | None, Parameter(help="Comma-separated numbers.")]
-DEFAULT_INPUT = (1, 3, 224, 224)
-SELECTION = 5000  # images that MaxDrop decides on, taken from the calibration source behind the calibration images
 
 
 @app.command
@@ -92,11 +95,13 @@ def inspect_command(
     network = make_model(model)
     if weights is not None:
         load_weights(network, weights, trust_pickle=trust_pickle)
-    found = inspect(network, torch.zeros(_shape(input_shape) or DEFAULT_INPUT))
+    found = inspect(network, torch.zeros(parse_shape(input_shape) or DEFAULT_INPUT))
     if as_json:
         sys.stdout.write(found.to_json())
     else:
-        out.print(found.table())
+        (out if out.is_terminal else Console(width=200)).print(found.table())
+        for line in found.lines():
+            out.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command(name="compress")
@@ -188,7 +193,7 @@ def compress_command(
     if weights is not None:
         load_weights(network, weights, trust_pickle=trust_pickle)
     network.to(_device(device))
-    example, calibrating, selecting, testing = _split(data, calibration, images, input_shape, mean, std)
+    example, calibrating, selecting, testing = split_data(data, calibration, images, input_shape, mean, std)
     with _progress(as_json) as tell:
         config = Config(
             methods=_methods(methods),
@@ -202,8 +207,6 @@ def compress_command(
             cache=partial,
             progress=tell,
         )
-        if any(shape is None for shape in (example,)):
-            raise ValueError("the input shape is unknown; give --input, such as 1,3,224,224")
         evaluate = Accuracy(selecting) if isinstance(budget, MaxDrop) else None
         result = compress(network, example.to(device), budget=budget, calibration=calibrating, evaluate=evaluate, config=config)
         tell("test images", 0.0)
@@ -249,9 +252,9 @@ def evaluate(
     original = make_model(source["model"]).to(_device(device))
     small = load(run, original).to(device)
     labelled = data or source["data"]
-    _, _, _, testing = _split(labelled, labelled, 1, source["input"], source["mean"], source["std"])
+    _, _, _, testing = split_data(labelled, labelled, 1, source["input"], source["mean"], source["std"])
     if images is not None:
-        testing = _first(testing, images)
+        testing = first_examples(testing, images)
     accuracy = Accuracy(testing)
     if source["weights"] is not None and Path(source["weights"]).is_file():
         load_weights(original, source["weights"])
@@ -296,74 +299,6 @@ def _device(name: str) -> torch.device:
         raise ValueError(f"the device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
 
 
-def _shape(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        shape = tuple(int(number) for number in text.split(","))
-    except ValueError as error:
-        raise ValueError(f"--input is {text!r}; it must be whole numbers such as 1,3,224,224") from error
-    if len(shape) < 2 or min(shape) < 1:
-        raise ValueError(f"--input is {text!r}; it must be a batch shape of positive numbers such as 1,3,224,224")
-    return shape
-
-
-def _numbers(text: str | None, default: tuple[float, ...]) -> tuple[float, ...]:
-    if text is None:
-        return default
-    try:
-        return tuple(float(number) for number in text.split(","))
-    except ValueError as error:
-        raise ValueError(f"{text!r} is no list of numbers such as 0.485,0.456,0.406") from error
-
-
-def _split(
-    data: str, calibration: str | None, images: int, input_shape: str | None, mean: str | None, std: str | None
-) -> tuple[torch.Tensor, Any, Any, Any]:
-    """Return an example and the batches for calibration, selection and test."""
-    if is_callable_spec(data):
-        testing = open_callable(data)
-        training = open_callable(calibration) if calibration is not None else testing
-        return testing[0][0][:1], training, training, testing
-    test = open_images(data)
-    shape = _shape(input_shape) or _stored_shape(test)
-    defaults = Form(shape[1], (shape[2], shape[3]), (0.5,), (0.5,)) if shape[1] == 1 else Form(shape[1], (shape[2], shape[3]))
-    form = Form(shape[1], (shape[2], shape[3]), _numbers(mean, defaults.mean), _numbers(std, defaults.std))
-    source = test if calibration is None else open_images(calibration, split="train")
-    count = min(images, len(source) if calibration is not None else max(1, len(source) // 2))
-    rest = list(range(count, len(source)))
-    head = Batches(source.part(range(count)), form)
-    if calibration is None:
-        held = Batches(test.part(rest or range(count)), form)
-        return torch.zeros(shape), head, held, held
-    chosen = Batches(source.part(rest[:SELECTION] or list(range(count))), form)
-    return torch.zeros(shape), head, chosen, Batches(test, form)
-
-
-def _stored_shape(images: Images) -> tuple[int, ...]:
-    """Return the input shape that stored images suggest: their own where they are small and alike, else ImageNet's."""
-    sizes = {images.read(index).shape for index in range(min(8, len(images)))}
-    if len(sizes) != 1:
-        return DEFAULT_INPUT
-    size = sizes.pop()
-    if images.read(0).dtype.kind == "f":
-        return (1, *size)
-    channels = 1 if len(size) == 2 else size[2]
-    return (1, channels, *size[:2]) if max(size[:2]) <= 96 else DEFAULT_INPUT
-
-
-def _first(batches: Any, count: int) -> Any:
-    if isinstance(batches, Batches):
-        return dataclasses.replace(batches, images=batches.images.part(range(min(count, len(batches.images)))))
-    kept = []
-    for inputs, labels in batches:
-        kept.append((inputs[:count], labels[:count]))
-        count -= len(kept[-1][0])
-        if count <= 0:
-            break
-    return kept
-
-
 def _free(name: str) -> str:
     candidates = (name, *(f"{name}-{number}" for number in range(2, 1000)))
     return next(candidate for candidate in candidates if not os.path.exists(candidate))
@@ -384,7 +319,7 @@ def _show(report: Report, folder: str, as_json: bool) -> None:
 def _progress(quiet: bool) -> Iterator[Any]:
     """Show a bar per stage on the terminal; nothing where the output is a file or JSON."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True, disable=quiet) as bars:
+    with Progress(*columns, console=err, transient=True, disable=quiet or not err.is_terminal) as bars:
         tasks: dict[str, TaskID] = {}
 
         def tell(stage: str, share: float) -> None:

@@ -29,7 +29,7 @@ from spectrim.plan import Plan
 from spectrim.refit import reestimate_batchnorm, refit
 from spectrim.report import Report, Score, budget_text, make_rows
 from spectrim.result import Result
-from spectrim.score import build_menu, measured_harm
+from spectrim.score import build_options, measured_harm
 from spectrim.score.menu import excluded
 from spectrim.search import Knapsack, Menu, Search
 from spectrim.statistics import statistics
@@ -195,15 +195,15 @@ class Study:
 
     def _menu(self) -> Menu:
         with self.stage("menu"):
-            return build_menu(
+            rows = build_options(
                 self.model,
                 self.survey.layers,
-                self.original,
                 self.config.methods,
                 moments=self.moments,
                 multiple_of=self.config.multiple_of,
                 progress=lambda share: self.tell("menu", share),
             )
+            return Menu(rows, self.original)
 
     def shrink(self, budget: Keep) -> tuple[Plan, nn.Module]:
         """Choose a plan within the budget and build it, refitted."""
@@ -245,23 +245,23 @@ class Study:
         total = self.original.of(budget.metric)
         high, best = 1.0, None
         low = self._least(budget.metric)
-        last: Score | None = None
         while best is None or high / low > RESOLUTION:
             keep = (high * low) ** 0.5
             if high / low <= RESOLUTION:
+                kept, drop = self.probes[-1]
                 raise BudgetError(
-                    f"{budget_text(budget)} cannot be met: keeping {100 * high:.1f} % of the {budget.metric} already loses "
-                    f"{last.drop if last else 0:.2f} points; allow more points, or give more calibration images"
+                    f"{budget_text(budget)} cannot be met: keeping {100 * kept:.1f} % of the {budget.metric} already loses "
+                    f"{drop:.2f} points; allow more points, or give more calibration images"
                 )
             plan, small = self.shrink(Keep(keep, budget.metric))
             with self.stage("evaluate"):
-                last = scorer.score(small)
-            if abs(last.before) > 1:
-                raise ValueError(f"evaluate returned {last.before:g}; MaxDrop needs a fraction between 0 and 1, such as 0.917")
-            self.probes.append((plan.cost.of(budget.metric) / total, last.drop))
+                score = scorer.score(small)
+            if abs(score.before) > 1:
+                raise ValueError(f"evaluate returned {score.before:g}; MaxDrop needs a fraction between 0 and 1, such as 0.917")
+            self.probes.append((plan.cost.of(budget.metric) / total, score.drop))
             self.tell("budgets tried", min(0.99, len(self.probes) / 8))
-            if last.drop <= budget.points + 1e-9:
-                high, best = min(keep, plan.cost.of(budget.metric) / total), (plan, small, last)
+            if score.drop <= budget.points + 1e-9:
+                high, best = min(keep, plan.cost.of(budget.metric) / total), (plan, small, score)
                 if high <= low:
                     break
             else:

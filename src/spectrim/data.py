@@ -90,14 +90,14 @@ class Batches:
 def to_input(image: np.ndarray, form: Form) -> Tensor:
     """Return one image as a normalised float tensor (C, H, W)."""
     if image.dtype != np.uint8:
-        return torch.from_numpy(np.ascontiguousarray(image)).float()
+        return torch.from_numpy(np.array(image)).float()
     if image.ndim == 2:
         image = image[:, :, None]
     if image.shape[2] == 1 and form.channels == 3:
         image = image.repeat(3, 2)
     if image.shape[:2] != form.size or (image.shape[2] != 1 and form.channels == 1):
         image = _resized(image, form)
-    x = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 255
+    x = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (form.mean, form.std))
     return (x - mean) / std
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 from torch import nn
 
@@ -23,6 +25,7 @@ from spectrim.factorize import (
     describe,
 )
 from spectrim.layer import Example, Layer, survey, unwrap
+from spectrim.report import short
 from spectrim.surgery import cost, working_weight
 
 ALL: tuple[Factorization, ...] = (
@@ -68,20 +71,19 @@ class Inspection:
     total: Cost
 
     def table(self) -> Table:
-        """Return a terminal table."""
-        table = Table(title=f"{self.total.params:,} parameters, {self.total.macs:,} MACs", title_justify="left")
-        for name in ("layer", "kind", "weight"):
-            table.add_column(name, overflow="fold")
-        for name in ("params", "MACs", "rank", "for 90 %", "for 99 %"):
-            table.add_column(name, justify="right")
-        table.add_column("methods, largest rank that pays", overflow="fold")
+        """Return a terminal table: for each method the largest rank that pays."""
+        title = f"{self.total.params:,} parameters, {self.total.macs:,} MACs; for each method the largest rank that pays"
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        names = list(dict.fromkeys(name for view in self.layers for name in view.methods))
+        for name in ("layer", "weight"):
+            table.add_column(name, no_wrap=True)
+        for name in ("params", "MACs", "rank", "90 %", "99 %", *names):
+            table.add_column(name.replace("SpatialSVD(axis=1)", "(axis=1)"), justify="right", no_wrap=True)
         for view in self.layers:
-            numbers = (view.cost.params, view.cost.macs, view.full_rank, view.rank_90, view.rank_99)
-            methods = ", ".join(f"{name} {rank}" for name, rank in view.methods.items()) or "none pays"
-            shape = " x ".join(map(str, view.layer.weight))
-            table.add_row(view.layer.name, view.layer.kind, shape, *(f"{number:,}" for number in numbers), methods)
-        for name, reason in self.skipped.items():
-            table.add_row(name, "left alone", "", "", "", "", "", "", reason)
+            shape = "x".join(map(str, view.layer.weight))
+            ranks = (str(number) for number in (view.full_rank, view.rank_90, view.rank_99))
+            paying = (view.methods.get(name, "-").replace(" ", "") for name in names)
+            table.add_row(view.layer.name, shape, short(view.cost.params), short(view.cost.macs), *ranks, *paying)
         return table
 
     def to_json(self) -> str:
@@ -89,13 +91,15 @@ class Inspection:
         return json.dumps(asdict(self), indent=1) + "\n"
 
     def __str__(self) -> str:
-        """Return the table as text."""
-        from rich.console import Console
-
-        console = Console(width=160, file=None, record=True, quiet=False)
+        """Return the table as text, and the layers left alone with their reasons."""
+        console = Console(width=160)
         with console.capture() as capture:
             console.print(self.table())
-        return capture.get()
+        return capture.get() + "\n".join(self.lines())
+
+    def lines(self) -> list[str]:
+        """Return a line for each module that cannot be factorized."""
+        return [f"left alone  {name}: {reason}" for name, reason in self.skipped.items()]
 
 
 def inspect(model: nn.Module, example: Example, *, methods: Sequence[Factorization] = ALL) -> Inspection:
@@ -127,7 +131,7 @@ def _view(model: nn.Module, layer: Layer, methods: Sequence[Factorization]) -> L
         fit = method.fits(layer)
         paying = method.ranks(layer) if fit else []
         if paying:
-            largest = max(paying, key=lambda rank: method.cost(layer, rank).macs)  # noqa: B023
+            largest = max(paying, key=lambda rank: method.cost(layer, rank).macs)
             fitting[describe(method)] = str(largest)
         else:
             reasons[describe(method)] = fit.reason or "no rank pays"

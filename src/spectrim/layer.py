@@ -127,7 +127,7 @@ class Layer:
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Layer:
         """Rebuild a layer from `to_dict`'s dictionary (or its JSON)."""
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
         values["inputs"] = tuple(tuple(shape) for shape in data["inputs"])
         return Layer(**values)
 
@@ -305,7 +305,7 @@ def _recorder(name: str, batch: int, seen: dict[str, list[Shape]], refused: dict
 
 
 def _describe(name: str, module: nn.Module, inputs: list[Shape]) -> Layer:
-    weight, bias = tuple(module.weight.shape), module.bias is not None  # type: ignore[operator, arg-type]
+    weight, bias = tuple(module.weight.shape), module.bias is not None  # type: ignore[arg-type]
     if isinstance(module, nn.Linear):
         return Layer(name, "Linear", weight, tuple(inputs), bias=bias)
     assert isinstance(module, (*CONVOLUTIONS, *TRANSPOSED))

@@ -13,6 +13,7 @@ from spectrim.factorize import Factorization, Rank, describe, parse
 from spectrim.layer import Layer
 
 FORMAT = "spectrim-plan-1"
+FREE = Cost(0, 0)
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Plan(Mapping[str, Option]):
     """Layer name to option, with the cost of the whole original network; layers that are not named are left alone."""
 
     choices: dict[str, Option] = field(default_factory=dict)
-    original: Cost = Cost(0, 0)
+    original: Cost = FREE
 
     def __getitem__(self, name: str) -> Option:
         """Return the option of this layer."""

@@ -2,9 +2,9 @@
 
 Each layer is fitted to the original network's outputs given the inputs that the already compressed prefix gives it
 (Zhang et al. 2016, section 3.3, with reduced-rank regression). With C the covariance of the compressed stream's lowered
-input and K its cross-covariance with the targets, the regression W* = (K + d W)(C + d I)^-1 with a small ridge d towards W is the
-dense kernel that pays back the drift; the method then factorizes W* in the norm of (C + d I, G). Layers whose lowered input is
-too large are regressed on their own dense response instead (T x T).
+input and K its cross-covariance with the targets, the regression W* = (K + d W)(C + d I)^-1 with a small ridge d towards
+W is the dense kernel that pays back the drift; the method then factorizes W* in the norm of (C + d I, G). Layers whose
+lowered input is too large are regressed on their own dense response instead (T x T).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from spectrim.factorize import Moments
 from spectrim.layer import Example, call, evaluation_mode, tensors_of
 from spectrim.plan import Option, Plan
-from spectrim.statistics import Covariance, Sampler, grouped, lowered
+from spectrim.statistics import Covariance, Sampler, lowered
 from spectrim.surgery import duplicate, factorized, fitted, module_of, original_bias, replace_module, working_weight
 from spectrim.twin import Site, TwinStream, trace
 
@@ -40,7 +40,7 @@ class Regression(Site):
     def __init__(self, option: Option, module: nn.Module, moments: Moments, sampler: Sampler) -> None:
         """Store the arguments."""
         self.option, self.module, self.moments, self.sampler = option, module, moments, sampler
-        self.joint = Covariance()  # of (input or response, target)
+        self.sums = Covariance()  # of the input (or the dense response), and of the target with it
 
     def observe(self, x: Tensor, target: Tensor, response: Tensor) -> None:
         """Add one chunk of the compressed stream's input and dense response (N, ...) and of the target."""
@@ -52,17 +52,15 @@ class Regression(Site):
             seen = lowered(layer, x, index)
         else:
             seen = _at(layer.kind, response, index).unflatten(1, (layer.groups, -1)).transpose(0, 1)
-        self.joint.add(torch.cat([seen, wanted], 2).float())
+        self.sums.add(seen.float(), wanted.float())
 
     def solve(self) -> nn.Module:
         """Return the factorized layer."""
         weight, bias = working_weight(self.option.layer, self.module), original_bias(self.module)
-        joint, means = self.joint.covariance.to(weight), self.joint.mean.to(weight)
-        self.joint = Covariance()
-        flat = weight.flatten(2)
-        seen = joint.shape[1] - flat.shape[1]
-        c, k = joint[:, :seen, :seen], joint[:, seen:, :seen]
-        mean, wanted = means[:, :seen], means[:, seen:]
+        c, k = self.sums.covariance.to(weight), self.sums.cross.to(weight)
+        mean, wanted = self.sums.mean.to(weight), self.sums.other_mean.to(weight)
+        self.sums = Covariance()
+        flat, seen = weight.flatten(2), c.shape[1]
         ridge = (RIDGE * c.diagonal(dim1=1, dim2=2).mean(1)).clamp_min(1e-30)[:, None, None]
         damped = c + ridge * torch.eye(seen).to(weight)
         in_inputs = self.moments.covariance is not None
@@ -83,7 +81,8 @@ class Regression(Site):
 def _at(kind: str, y: Tensor, index: tuple[Tensor, ...]) -> Tensor:
     """Return outputs at the drawn positions, (M, T)."""
     index = tuple(axis.to(y.device) for axis in index)
-    return y[index] if kind == "Linear" else y[(index[0], slice(None), *index[1:])]
+    where: tuple[Tensor | slice, ...] = index if kind == "Linear" else (index[0], slice(None), *index[1:])
+    return y[where]
 
 
 def refit(

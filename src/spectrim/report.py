@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from spectrim.cost import Budget, Cost
@@ -108,21 +109,20 @@ class Report:
         return json.dumps(data, indent=1) + "\n"
 
     def table(self) -> Table:
-        """Return the layers as a terminal table, totals last."""
-        table = Table(title=f"{self.budget}", title_justify="left")
-        for name in ("layer", "method", "rank"):
-            table.add_column(name, overflow="fold")
-        for name in ("params", "-> after", "MACs", "-> after", "harm"):
+        """Return the layers as a terminal table of 80 columns for usual names, totals last."""
+        table = Table(title=self.budget, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        for name in ("layer", "method"):
+            table.add_column(name, no_wrap=True)
+        for name in ("rank", "params", "after", "MACs", "after"):
             table.add_column(name, justify="right", no_wrap=True)
         for row in self.rows:
-            rank = "-" if row.method == "-" else str(row.rank)
-            harm = "" if row.method == "-" else f"{row.harm:.4f}"
+            rank = "" if row.method == "-" else str(row.rank)
+            method = "left alone" if row.method == "-" else row.method
             numbers = (row.params_before, row.params_after, row.macs_before, row.macs_after)
-            table.add_row(row.layer, row.method, rank, *(f"{number:,}" for number in numbers), harm)
+            table.add_row(row.layer, method, rank, *map(short, numbers), style="dim" if row.method == "-" else "")
         table.add_section()
         totals = (self.before.params, self.after.params, self.before.macs, self.after.macs)
-        kept = f"kept {100 * self.kept[0]:.1f} % / {100 * self.kept[1]:.1f} %"
-        table.add_row("whole network", kept, "", *(f"{number:,}" for number in totals), f"{self.predicted_harm:.4f}")
+        table.add_row("whole network", "", "", *map(short, totals))
         return table
 
     def lines(self) -> list[str]:
@@ -157,6 +157,14 @@ class Report:
         from spectrim.page import render
 
         return render(self)
+
+
+def short(number: int) -> str:
+    """Return a count in at most six characters, such as 147.5k."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.{2 if number < 10 * size else 1}f}{unit}"
+    return str(number)
 
 
 def make_rows(survey: Survey, plan: Plan) -> tuple[Row, ...]:

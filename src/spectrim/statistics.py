@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from types import EllipsisType
 from typing import Any
 
 import torch
@@ -45,10 +46,7 @@ class Sampler:
         """Return index tensors (M,), of the example and of each spatial axis, for an output of spatial `shape`."""
         total = batch * math.prod(shape)
         wanted = math.ceil(POSITIONS * batch / (self.examples * layer.calls))
-        if wanted >= total:
-            flat = torch.arange(total)
-        else:
-            flat = torch.randint(total, (wanted,), generator=self.generator)
+        flat = torch.arange(total) if wanted >= total else torch.randint(total, (wanted,), generator=self.generator)
         return tuple(torch.unravel_index(flat, (batch, *shape)))
 
 
@@ -70,7 +68,8 @@ def lowered(layer: Layer, x: Tensor, index: tuple[Tensor, ...]) -> Tensor:
     if layer.transposed:  # an ordinary convolution with the flipped kernel, over the input with zeros between its pixels
         assert not isinstance(layer.padding, str)
         stuffed = x.new_zeros(*x.shape[:2], *((size - 1) * s + 1 for size, s in zip(x.shape[2:], layer.stride, strict=True)))
-        stuffed[(..., *(slice(None, None, s) for s in layer.stride))] = x
+        strided: tuple[EllipsisType | slice, ...] = (..., *(slice(None, None, s) for s in layer.stride))
+        stuffed[strided] = x
         sides = [
             (d * (k - 1) - p, d * (k - 1) - p + o)
             for d, k, p, o in zip(dilation, kernel, layer.padding, layer.output_padding, strict=True)
@@ -86,11 +85,14 @@ def lowered(layer: Layer, x: Tensor, index: tuple[Tensor, ...]) -> Tensor:
         if any(side for pair in sides for side in pair):
             x = functional.pad(x, [side for pair in reversed(sides) for side in pair], mode=mode)
         stride = layer.stride
+    if x.ndim == 4:
+        x = x.contiguous(memory_format=torch.channels_last)  # patches are then gathered from whole runs of memory
     for axis, (k, d, s) in enumerate(zip(kernel, dilation, stride, strict=True)):
         x = x.unfold(2 + axis, d * (k - 1) + 1, s)
         x = x[..., ::d]
     example, *places = index
-    patches = x[(example, slice(None), *places)]  # (M, S, *kernel)
+    at: tuple[Tensor | slice, ...] = (example, slice(None), *places)
+    patches = x[at]  # (M, S, *kernel)
     return patches.reshape(len(example), layer.groups, -1).transpose(0, 1)
 
 
@@ -98,41 +100,57 @@ def grouped(layer: Layer, y: Tensor) -> Tensor:
     """Return outputs (N, T, *spatial), or (N, ..., T) of a linear layer, as (g, positions, T / g)."""
     if layer.kind == "Linear":
         return y.reshape(1, -1, y.shape[-1])
-    return y.unflatten(1, (layer.groups, -1)).transpose(0, 1).movedim(2, -1).flatten(1, -2)
+    split: Tensor = y.unflatten(1, (layer.groups, -1))
+    return split.transpose(0, 1).movedim(2, -1).flatten(1, -2)
 
 
 @dataclass
 class Covariance:
-    """Streaming mean and cross-moments, in double precision, shifted by the first batch's mean."""
+    """Streaming means and cross-moments of x with itself, and of y with x, accumulated in double precision."""
 
     count: int = 0
     total: Tensor | None = None
-    shift: Tensor | None = None
     squares: Tensor | None = None
+    other_total: Tensor | None = None
+    products: Tensor | None = None
 
-    def add(self, x: Tensor) -> None:
-        """Add observations (g, M, d)."""
-        if self.shift is None or self.squares is None or self.total is None:
-            self.shift = x.mean(1, keepdim=True)
-            self.total = torch.zeros_like(self.shift, dtype=torch.float64)
-            self.squares = x.new_zeros(x.shape[0], x.shape[2], x.shape[2], dtype=torch.float64)
-        moved = x - self.shift
+    def add(self, x: Tensor, y: Tensor | None = None) -> None:
+        """Add observations x (g, M, d) and y (g, M, e)."""
         self.count += x.shape[1]
-        self.total += moved.sum(1, keepdim=True, dtype=torch.float64)
-        self.squares += moved.mT @ moved
+        self.total = _plus(self.total, x.sum(1, keepdim=True, dtype=torch.float64))
+        self.squares = _plus(self.squares, x.mT @ x)
+        if y is not None:
+            self.other_total = _plus(self.other_total, y.sum(1, keepdim=True, dtype=torch.float64))
+            self.products = _plus(self.products, y.mT @ x)
 
     @property
     def mean(self) -> Tensor:
-        """Mean (g, d)."""
-        assert self.shift is not None and self.total is not None
-        return (self.shift + self.total / self.count)[:, 0]
+        """Mean of x, (g, d)."""
+        assert self.total is not None
+        return self.total[:, 0] / self.count
 
     @property
     def covariance(self) -> Tensor:
-        """Covariance (g, d, d)."""
+        """Covariance of x, (g, d, d)."""
         assert self.squares is not None and self.total is not None
-        centre = self.total / self.count
-        return self.squares / self.count - centre.mT @ centre
+        squares = (self.squares + self.squares.mT) / 2  # rounding in single precision is not symmetric
+        return (squares - self.total.mT @ self.total / self.count) / self.count
+
+    @property
+    def other_mean(self) -> Tensor:
+        """Mean of y, (g, e)."""
+        assert self.other_total is not None
+        return self.other_total[:, 0] / self.count
+
+    @property
+    def cross(self) -> Tensor:
+        """Covariance of y with x, (g, e, d)."""
+        assert self.products is not None and self.total is not None and self.other_total is not None
+        return (self.products - self.other_total.mT @ self.total / self.count) / self.count
+
+
+def _plus(total: Tensor | None, term: Tensor) -> Tensor:
+    return term.double() if total is None else total.add_(term)
 
 
 @dataclass
@@ -181,7 +199,7 @@ def statistics(
             for done, batch in enumerate(batches, 1):
                 outputs = call(model, _attached(batch) if gradient else batch)
                 if gradient:
-                    _sampled_loss(outputs, labels).backward()  # type: ignore[no-untyped-call]
+                    _sampled_loss(outputs, labels).backward()
                 progress(done / len(batches))
     finally:
         for handle in handles:

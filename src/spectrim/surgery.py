@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -105,8 +106,8 @@ def plan_from(model: nn.Module, example: Example, choices: Mapping[str, tuple[ob
             raise TypeError(
                 f"the choice for layer {name!r} is {choice!r}; it must be (method, rank), such as (SpatialSVD(), 12)"
             )
-        method, rank = choice
-        assert isinstance(rank, (int, tuple))
+        method = choice[0]
+        rank: Any = choice[1]  # anything at all; check says what is wrong with it
         method.check(layers[name], rank)
         options[name] = Option(layers[name], method, rank)
     return Plan({name: options[name] for name in layers if name in options}, cost(model, example))
@@ -136,7 +137,8 @@ def module_of(model: nn.Module, option: Option) -> nn.Module:
     except AttributeError as error:
         raise ValueError(f"the plan does not fit the model: it has no layer {layer.name!r}") from error
     weight = getattr(module, "weight", None)
-    if not isinstance(module, getattr(nn, layer.kind)) or not isinstance(weight, Tensor) or tuple(weight.shape) != layer.weight:
+    kind: type[nn.Module] = getattr(nn, layer.kind)
+    if not isinstance(module, kind) or not isinstance(weight, Tensor) or tuple(weight.shape) != layer.weight:
         found = f"{type(module).__name__} {tuple(weight.shape) if isinstance(weight, Tensor) else ''}".strip()
         raise ValueError(
             f"the plan does not fit the model: layer {layer.name!r} is {found}, the plan has {layer.kind} {layer.weight}"
@@ -174,7 +176,8 @@ def fitted(option: Option, module: nn.Module, kernel: Tensor, moments: Moments, 
         linear: Mean of kernel times input, without bias, (g, T); used where the mean input was not kept.
     """
     assert option.method is not None
-    moments = Moments(*(value.to(kernel.device) if isinstance(value, Tensor) else value for value in vars(moments).values()))
+    moved: list[Any] = [value.to(kernel.device) if isinstance(value, Tensor) else value for value in vars(moments).values()]
+    moments = Moments(*moved)
     factors = option.method.factors(kernel, option.rank, moments)
     if not option.target.bias:
         return build(option, module, factors, None)
@@ -221,7 +224,7 @@ def build(option: Option, module: nn.Module, factors: Sequence[Tensor] | None, b
             last.bias.zero_() if bias is None else last.bias.copy_(bias)
     bias_grad = module.bias.requires_grad if isinstance(module.bias, Tensor) else old.requires_grad
     for _, new in weighted:
-        new.weight.requires_grad_(old.requires_grad)  # type: ignore[operator]
+        new.weight.requires_grad_(old.requires_grad)
         if isinstance(new.bias, Tensor):
             new.bias.requires_grad_(bias_grad)
     sequence = nn.Sequential(*modules)
@@ -243,14 +246,15 @@ def _module(part: Layer, old: Tensor) -> nn.Module:
     outputs, inputs = part.channels
     options = {"bias": part.bias, "device": old.device, "dtype": old.dtype}
     if part.kind == "Linear":
-        return nn.utils.skip_init(nn.Linear, inputs, outputs, **options)
+        linear: nn.Module = nn.utils.skip_init(nn.Linear, inputs, outputs, **options)
+        return linear
     options |= {"stride": part.stride, "padding": part.padding, "dilation": part.dilation}
     options |= {"groups": part.groups, "padding_mode": part.padding_mode}
     if part.transposed:
         options["output_padding"] = part.output_padding
     module: nn.Module = nn.utils.skip_init(getattr(nn, part.kind), inputs, outputs, part.kernel, **options)
     if old.ndim == 4 == len(part.weight) and old.is_contiguous(memory_format=torch.channels_last) and not old.is_contiguous():
-        module = module.to(memory_format=torch.channels_last)
+        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return module
 
 

@@ -83,10 +83,11 @@ class _Tracer(TorchDispatchMode):
     """Follows each planned layer's output through per-channel affine operations to an addition."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.index = 0
         self.origins: dict[int, _Chain] = {}
         self.uses: Counter[int] = Counter()
+        self.changed: set[int] = set()
         self.alive: list[Tensor] = []
         self.found: list[tuple[int, int, _Chain]] = []
         self.largest = 0
@@ -109,7 +110,8 @@ class _Tracer(TorchDispatchMode):
         self.largest = max([self.largest, *(tensor.numel() * tensor.element_size() for tensor in outputs)])
         inputs = tensors_of([args, list((kwargs or {}).values())])
         for tensor in inputs:
-            self.uses[id(tensor)] += 1
+            if id(tensor) not in self.changed:
+                self.uses[id(tensor)] += 1
         chain = self.origins.get(id(args[0])) if args and isinstance(args[0], Tensor) else None
         if func in NORMS and chain is not None:
             scale, shift = _affine(func, args)
@@ -122,6 +124,7 @@ class _Tracer(TorchDispatchMode):
         for tensor in inputs:
             if any(tensor is output for output in outputs):  # changed in place: no longer what the layer answered
                 self.origins.pop(id(tensor), None)
+                self.changed.add(id(tensor))
         return result
 
 
@@ -327,7 +330,7 @@ class _Interceptor(TorchDispatchMode):
     """Counts the operations of one forward as the tracer did, and stops at the additions that it found."""
 
     def __init__(self, twin: TwinStream) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.twin = twin
         self.index = 0
         self.paused = False

@@ -11,7 +11,6 @@ Without moments the currency is the squared error of the weight, relative to the
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -244,4 +243,5 @@ def regress_last(weight: Tensor, projection: Tensor, moments: Moments | None) ->
     else:  # C P, with the ridge inside C so that an exact factorization stays exact
         mean = covariance.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
         weighted = covariance @ projection + RIDGE * mean * projection
-    return torch.linalg.solve(projection.mT @ weighted, (weight @ weighted).mT).mT
+    solved: Tensor = torch.linalg.solve(projection.mT @ weighted, (weight @ weighted).mT)
+    return solved.mT

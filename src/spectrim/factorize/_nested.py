@@ -38,8 +38,9 @@ class Nested:
         """Return the regression B on the features of this rank, (g, T, rank, k)."""
         rows = rank * self.taps
         lower, explained = self.lower[:, :rows, :rows], self.explained[:, :rows]
-        b = torch.linalg.solve_triangular(lower.mT, explained, upper=True).mT  # (g, T, rank * k)
-        return b.unflatten(2, (rank, self.taps))
+        b: Tensor = torch.linalg.solve_triangular(lower.mT, explained, upper=True).mT  # (g, T, rank * k)
+        split: Tensor = b.unflatten(2, (rank, self.taps))
+        return split
 
 
 def nested(weight: Tensor, rank: int, moments: Moments | None) -> Nested:
@@ -50,7 +51,7 @@ def nested(weight: Tensor, rank: int, moments: Moments | None) -> Nested:
         rank: R, the largest rank wanted.
         moments: Norm; the covariance's n must be ordered (m, k). None means identity matrices.
     """
-    g, t, m, k = weight.shape
+    g, _, m, k = weight.shape
     flat = weight.flatten(2)
     if moments is None or moments.covariance is None:
         a = _left(weight.permute(0, 2, 3, 1).flatten(2))[:, :, :rank]
@@ -76,8 +77,10 @@ def nested(weight: Tensor, rank: int, moments: Moments | None) -> Nested:
 def _left(matrix: Tensor) -> Tensor:
     """Return the left singular vectors (..., m, min(m, c)), largest first; by the cheaper road where it is as exact."""
     if matrix.shape[-2] <= matrix.shape[-1]:
-        return torch.linalg.eigh(matrix @ matrix.mT).eigenvectors.flip(-1)
-    return torch.linalg.svd(matrix, full_matrices=False).U
+        vectors: Tensor = torch.linalg.eigh(matrix @ matrix.mT).eigenvectors.flip(-1)
+    else:
+        vectors = torch.linalg.svd(matrix, full_matrices=False).U
+    return vectors
 
 
 def permute_inputs(moments: Moments | None, order: Tensor) -> Moments | None:

@@ -66,7 +66,8 @@ class ChannelSVD(Factorization):
     def merge(self, factors: Sequence[Tensor]) -> Tensor:
         """Return the product."""
         first, second = factors
-        return (second.flatten(2) @ first.flatten(2)).unflatten(2, first.shape[2:])
+        product: Tensor = (second.flatten(2) @ first.flatten(2)).unflatten(2, first.shape[2:])
+        return product
 
     def losses(self, weight: Tensor, ranks: Sequence[Rank], moments: Moments | None = None) -> list[float]:
         """Return half the dropped eigenvalues, or the dropped share of the energy without moments."""

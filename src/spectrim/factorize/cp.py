@@ -90,7 +90,8 @@ class CP(Factorization):
         g, r = factors[0].shape[:2]
         modes = [factors[0].flatten(2).mT, *(factor.reshape(g, r, -1).mT for factor in factors[1:-1])]
         product = factors[-1].flatten(2) @ _products(modes).mT
-        return product.unflatten(2, [mode.shape[1] for mode in modes])
+        merged: Tensor = product.unflatten(2, [mode.shape[1] for mode in modes])
+        return merged
 
     def losses(self, weight: Tensor, ranks: Sequence[Rank], moments: Moments | None = None) -> list[float]:
         """Return the harm of each rank's own fit."""

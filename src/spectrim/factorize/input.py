@@ -61,7 +61,8 @@ class InputSVD(Factorization):
         """Return the product."""
         first, second = factors
         product = first.flatten(2).mT[:, None] @ second.flatten(3)  # (g, T, S, k)
-        return product.unflatten(3, second.shape[3:])
+        merged: Tensor = product.unflatten(3, second.shape[3:])
+        return merged
 
     def losses(self, weight: Tensor, ranks: Sequence[Rank], moments: Moments | None = None) -> list[float]:
         """Return the loss of every rank from one Cholesky factorization."""

@@ -1,4 +1,4 @@
-"""SpatialSVD: a kernel along one spatial axis, then one along the others (Jaderberg et al. 2014), fitted in the response norm."""
+"""SpatialSVD: a kernel along one spatial axis, then one along the others, fitted in the response norm (Jaderberg 2014)."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class SpatialSVD(Factorization):
     def merge(self, factors: Sequence[Tensor]) -> Tensor:
         """Return the product, tap by tap."""
         first, second = factors
-        g, r, s = first.shape[:3]
+        g, _, s = first.shape[:3]
         kernel = [max(pair) for pair in zip(first.shape[3:], second.shape[3:], strict=True)]
         product = torch.einsum("grsa,gtrb->gtsab", first.flatten(3), second.flatten(3))
         others = [size for axis, size in enumerate(kernel) if axis != self.axis]

@@ -84,7 +84,7 @@ class TensorTrain(Factorization):
         return (*chain, replace(pointwise(layer, widths[-1], outputs, chain[-1]), bias=layer.bias))
 
     def factors(self, weight: Tensor, rank: Rank, moments: Moments | None = None) -> tuple[Tensor, ...]:
-        """Return the cores; those of a linear layer are (t1, r, s1) and (t2, r, s2)."""
+        """Return the cores; those of a linear layer are (t1, r, s1), (t2, r, s2) and a scale (T, 1, 1)."""
         if isinstance(rank, int):
             return _linear_factors(weight, rank)
         g, t, s = weight.shape[:3]
@@ -99,9 +99,9 @@ class TensorTrain(Factorization):
             core = _pad(u[:, :, :width], width)  # (g, before * size, width)
             rest = _pad(values[:, :width, None] * vt[:, :width], width, 1)
             shape = [size if axis == position - 1 else 1 for axis in range(len(kernel))]
-            cores.append(core.reshape(g, before, size, width).permute(0, 3, 1, 2).reshape(g, width, before, *shape))
-            if position == 0:
-                cores[0] = core.mT.reshape(g, width, s, *ones)
+            inputs = s if position == 0 else before  # the first core has the input channels where others have the rank before
+            axes = core.mT if position == 0 else core.reshape(g, before, size, width).permute(0, 3, 1, 2)
+            cores.append(axes.reshape(g, width, inputs, *shape))
             projection = torch.einsum("gnb,gbkr->gnkr", projection, core.reshape(g, before, size, width)).flatten(1, 2)
             before = width
         return *cores, regress_last(weight.flatten(2), projection, moments).reshape(g, t, before, *ones)
@@ -110,13 +110,14 @@ class TensorTrain(Factorization):
         """Return the product of the chain."""
         first, *middle, last = factors
         if first.ndim == 3:
-            product = torch.einsum("art,brs->abts", first, last)
-            return product.flatten(2).flatten(0, 1)[None]
+            product = torch.einsum("art,brs->abts", first, middle[0])
+            return (last[:, :, 0] * product.flatten(2).flatten(0, 1))[None]
         product = first.flatten(2)[..., None]  # (g, r1, S, taps so far)
         for core in middle:
             product = torch.einsum("grsk,gqrl->gqskl", product, core.flatten(3)).flatten(3)
         kernel = [core.flatten(3).shape[3] for core in middle]
-        return torch.einsum("gtr,grsk->gtsk", last.flatten(2), product).unflatten(3, kernel)
+        merged: Tensor = torch.einsum("gtr,grsk->gtsk", last.flatten(2), product).unflatten(3, kernel)
+        return merged
 
     def losses(self, weight: Tensor, ranks: Sequence[Rank], moments: Moments | None = None) -> list[float]:
         """Return the harm of each rank's own fit."""
@@ -150,15 +151,18 @@ def _pad(tensor: Tensor, width: int, dim: int = 2) -> Tensor:
 
 
 def _linear_parts(layer: Layer, rank: int) -> tuple[Layer, ...]:
+    """Return the TT-matrix; a channel-wise scale comes last, because a bias must differ in all t1 t2 outputs."""
     (t1, t2), (s1, s2) = (divisors(size) for size in layer.weight)
-    name = layer.name
+    name, outputs = layer.name, layer.weight[0]
     split = Layer(name, "Unflatten", (s1, s2), layer.inputs)
     first = Layer(name, "Conv1d", (t1 * rank, s1, 1), split.outputs, (1,), (0,), (), (1,))
     widen = Layer(name, "Unflatten", (t1, rank), first.outputs)
     join = Layer(name, "Flatten", (), widen.outputs, groups=2)
     second = Layer(name, "Linear", (t2, rank * s2), join.outputs)
     flat = Layer(name, "Flatten", (), second.outputs, groups=1)
-    return split, first, widen, join, second, flat
+    column = Layer(name, "Unflatten", (outputs, 1), flat.outputs)
+    scale = replace(first, weight=(outputs, 1, 1), inputs=column.outputs, groups=outputs, bias=layer.bias)
+    return split, first, widen, join, second, flat, column, scale, Layer(name, "Flatten", (), scale.outputs, groups=1)
 
 
 def _linear_factors(weight: Tensor, rank: int) -> tuple[Tensor, ...]:
@@ -167,4 +171,4 @@ def _linear_factors(weight: Tensor, rank: int) -> tuple[Tensor, ...]:
     u, values, vt = torch.linalg.svd(matrix, full_matrices=False)
     first = (u[:, :rank] * values[:rank].sqrt()).reshape(t1, s1, rank).transpose(1, 2)
     second = (values[:rank, None].sqrt() * vt[:rank]).reshape(rank, t2, s2).transpose(0, 1)
-    return first, second
+    return first, second, torch.ones(weight.shape[1], 1, 1).to(weight)

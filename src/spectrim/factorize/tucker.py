@@ -79,7 +79,8 @@ class Tucker2(Factorization):
         """Return the product."""
         first, core, last = factors
         product = torch.einsum("gas,gbak,gtb->gtsk", first.flatten(2), core.flatten(3), last.flatten(2))
-        return product.unflatten(3, core.shape[3:])
+        merged: Tensor = product.unflatten(3, core.shape[3:])
+        return merged
 
     def losses(self, weight: Tensor, ranks: Sequence[Rank], moments: Moments | None = None) -> list[float]:
         """Return the loss of every pair: one Cholesky factorization, one small eigenproblem for each r1."""

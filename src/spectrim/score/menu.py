@@ -7,31 +7,27 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from spectrim.cost import Cost
 from spectrim.factorize import Factorization, Moments, Rank
 from spectrim.factorize._base import as_tuple, pays
 from spectrim.layer import Layer
 from spectrim.plan import Option
-from spectrim.search import Menu
 from spectrim.surgery import working_weight
 
 
-def build_menu(
+def build_options(
     model: nn.Module,
     layers: Sequence[Layer],
-    original: Cost,
     methods: Sequence[Factorization],
     *,
     moments: Mapping[str, Moments] | None = None,
     multiple_of: int = 1,
     progress: Callable[[float], None] = lambda share: None,
-) -> Menu:
-    """Return all options of all layers.
+) -> tuple[tuple[Option, ...], ...]:
+    """Return all options of all layers, what a `Menu` is made of; the first of each leaves the layer alone.
 
     Args:
         model: The network.
         layers: The layers that may be changed.
-        original: Cost of the whole network.
         methods: The decompositions that compete.
         moments: From `statistics`; harms are then nats and every replacement has a corrected bias. Without them harms are
             relative squared weight errors.
@@ -54,7 +50,7 @@ def build_menu(
                 row += [Option(layer, method, rank, harm, moment is not None) for rank, harm in zip(ranks, harms, strict=True)]
         rows.append(tuple(row))
         progress(done / len(layers))
-    return Menu(tuple(rows), original)
+    return tuple(rows)
 
 
 def excluded(name: str, patterns: Sequence[str]) -> bool:

@@ -1,0 +1,165 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import spectrim
+from spectrim import cli
+from spectrim.demo import demo_images, demo_model
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The embedded network and some of its images as the files that a user has."""
+    folder = tmp_path_factory.mktemp("files")
+    save_file(demo_model().state_dict(), folder / "w.safetensors")
+    for part in ("calibration", "test"):
+        images, labels = demo_images(part)
+        count = 500 if part == "test" else 700
+        np.savez(folder / f"{part}.npz", images=images[:count].numpy(), labels=labels[:count].numpy())
+    return folder
+
+
+def arguments(files, out, *more):
+    common = ["compress", "spectrim.demo:FashionNet", "--weights", str(files / "w.safetensors")]
+    data = ["--data", f"npz:{files}/test.npz", "--calibration", f"npz:{files}/calibration.npz", "--images", "256"]
+    return [*common, *data, "--out", str(out), *more]
+
+
+def test_compress_and_evaluate(files, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert cli.main(arguments(files, out, "--keep", "0.5", "--json")) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["kept"]["macs"] <= 0.5 and report["test"]["examples"] == 500 and report["selection"] is None
+    assert sorted(path.name for path in out.iterdir()) == ["model.safetensors", "plan.json", "report.html", "report.json"]
+    assert not (tmp_path / "run.partial").exists()
+    assert cli.main(["evaluate", str(out), "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["after"] == pytest.approx(report["test"]["after"]) and again["drop"] == pytest.approx(report["test"]["drop"])
+    assert cli.main(["evaluate", str(out), "--images", "100"]) == 0
+    assert "100 images" in capsys.readouterr().out
+    assert cli.main(arguments(files, out, "--keep", "0.5")) == 2
+    assert "exists already" in capsys.readouterr().err
+    (files / "w.safetensors").rename(files / "moved")
+    assert cli.main(["evaluate", str(out)]) == 0
+    (files / "moved").rename(files / "w.safetensors")
+    assert "top-1" in capsys.readouterr().out
+
+
+def test_interrupted_run_is_resumed(files, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "run"
+    command = arguments(files, out, "--max-drop", "3", "--metric", "params", "--methods", "ChannelSVD,SpatialSVD")
+    per_example, calls = spectrim.Accuracy.per_example, []
+
+    def interrupting(self, model):
+        calls.append(model)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return per_example(self, model)
+
+    monkeypatch.setattr(spectrim.Accuracy, "per_example", interrupting)
+    assert cli.main(command) == 130
+    assert "--resume" in capsys.readouterr().err and not out.exists()
+    kept = sorted((tmp_path / "run.partial").iterdir())
+    assert kept
+    assert cli.main(command) == 2
+    assert "add --resume" in capsys.readouterr().err and sorted((tmp_path / "run.partial").iterdir()) == kept
+    assert cli.main([*command, "--resume"]) == 0
+    text = capsys.readouterr().out
+    assert "score on the selection images" in text and "whole network" in text
+    seconds = json.loads((out / "report.json").read_text())["seconds"]
+    assert "statistics" not in seconds  # read, not computed again
+    assert not (tmp_path / "run.partial").exists()
+
+
+def test_demo(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("spectrim.demo.BUDGET", None)
+    from spectrim.demo import run_demo
+
+    monkeypatch.setattr(cli, "run_demo", lambda tell: run_demo(tell, spectrim.Keep(0.5, "macs")))
+    assert cli.main(["demo"]) == 0
+    text = capsys.readouterr().out
+    assert "score on the test images" in text and "latency, 1 thread" in text and "2,500 images" in text
+    assert (tmp_path / "spectrim-demo" / "report.html").exists()
+    assert cli.main(["demo", "--out", "spectrim-demo"]) == 2
+
+
+def test_inspect(capsys, tmp_path):
+    assert cli.main(["inspect", "spectrim.demo:FashionNet", "--input", "1,1,28,28", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["total"]["params"] == sum(p.numel() for p in demo_model().parameters())
+    assert cli.main(["inspect", "spectrim.demo:FashionNet", "--input", "1,1,28,28"]) == 0
+    assert "layer3.conv2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "match"),
+    [
+        (["--keep", "0.5", "--max-drop", "1"], 2, "exactly one budget"),
+        ([], 2, "exactly one budget"),
+        (["--keep", "1.5"], 2, "allowed is a fraction"),
+        (["--keep", "half"], 2, "half"),
+        (["--keep", "0.001"], 1, "cannot be met"),
+        (["--keep", "0.5", "--metric", "flops"], 2, "'params' and 'macs'"),
+        (["--keep", "0.5", "--methods", "Magic"], 2, "no decomposition 'Magic'"),
+        (["--keep", "0.5", "--search", "Magic"], 2, "no rank selection 'Magic'"),
+        (["--keep", "0.5", "--exclude", "fc*"], 2, "matches no layer"),
+        (["--keep", "0.5", "--device", "warp"], 2, "device 'warp'"),
+        (["--keep", "0.5", "--input", "1,x"], 2, "whole numbers"),
+        (["--keep", "0.5", "--input", "1,0,2"], 2, "positive"),
+        (["--keep", "0.5", "--mean", "a"], 2, "no list of numbers"),
+        (["--keep", "0.5", "--weights", "gone.pth"], 2, "no weight file"),
+        (["--keep", "0.5", "--colour"], 2, "--colour"),
+    ],
+)
+def test_bad_input_is_one_sentence(files, tmp_path, capsys, more, code, match):
+    command = arguments(files, tmp_path / "run", *more)
+    if "--weights" in more:
+        del command[2:4]
+    assert cli.main(command) == code
+    captured = capsys.readouterr()
+    assert match in captured.err and "Traceback" not in captured.err and captured.err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_bad_commands(tmp_path, capsys):
+    assert cli.main(["evaluate", str(tmp_path)]) == 2
+    assert "no saved result" in capsys.readouterr().err
+    assert cli.main(["inspect", "torchvision:resnet18000"]) == 2
+    assert "torchvision" in capsys.readouterr().err
+    assert cli.main(["fly"]) == 2
+    assert "fly" in capsys.readouterr().err
+
+
+def test_data_of_a_callable_and_of_one_source(tmp_path, capsys, files, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "from spectrim.demo import demo_images\n"
+        "def batches():\n    x, y = demo_images('test')\n    return list(zip(x[:300].split(100), y[:300].split(100)))\n"
+    )
+    common = [
+        "compress",
+        "spectrim.demo:FashionNet",
+        "--weights",
+        str(files / "w.safetensors"),
+        "--images",
+        "150",
+        "--keep",
+        "0.5",
+    ]
+    assert cli.main([*common, "--data", f"{tmp_path}/mine.py:batches", "--out", str(tmp_path / "a"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["test"]["examples"] == 300
+    assert cli.main([*common, "--data", f"npz:{files}/test.npz", "--out", str(tmp_path / "b"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["test"]["examples"] == 350  # the first 150 calibrate, the others test
+
+
+def test_the_installed_command():
+    for start in ([sys.executable, "-m", "spectrim"], ["spectrim"]):
+        command = start if start[0] != "spectrim" else [sys.executable.replace("python", "spectrim")]
+        done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
+        assert done.returncode == 0 and done.stdout.strip() == spectrim.__version__
+    assert torch.get_num_threads() >= 1

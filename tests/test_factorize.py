@@ -1,0 +1,214 @@
+"""Every promise of every decomposition, over a table of all decompositions x geometries."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorly
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as some
+from torch import nn
+
+import spectrim as st
+from nets import GEOMETRIES, layer_and_input
+from spectrim.factorize import FACTORIZATIONS, describe, parse
+from spectrim.factorize._base import from_canonical, harm, to_canonical
+from spectrim.statistics import statistics
+from spectrim.surgery import working_weight
+from spectrim.testing import check_factorization
+
+METHODS = [
+    st.ChannelSVD(),
+    st.InputSVD(),
+    st.SpatialSVD(),
+    st.SpatialSVD(axis=1),
+    st.SpatialSVD(axis=2),
+    st.Tucker2(),
+    st.CP(),
+    st.TensorTrain(),
+    st.TiledSVD(),
+    st.TiledSVD(rows=4, columns=1),
+    st.TiledSVD(rows=1, columns=3),
+]
+FITS = {  # for how many of the geometries each method must be possible: a method that fits nothing checks nothing
+    "ChannelSVD": 28,
+    "InputSVD": 23,
+    "SpatialSVD": 22,
+    "SpatialSVD(axis=1)": 22,
+    "SpatialSVD(axis=2)": 2,
+    "Tucker2": 23,
+    "CP": 26,
+    "TensorTrain": 27,
+    "TiledSVD": 21,
+    "TiledSVD(rows=4, columns=1)": 19,
+    "TiledSVD(rows=1, columns=3)": 18,
+}
+
+
+@pytest.mark.parametrize("method", METHODS, ids=describe)
+def test_contract_for_every_geometry(method):
+    fitting = 0
+    for name in GEOMETRIES:
+        module, x = layer_and_input(name)
+        try:
+            fitting += check_factorization(method, module, x)
+        except AssertionError as error:
+            raise AssertionError(f"{describe(method)} on {name!r}: {error}") from error
+    assert fitting == FITS[describe(method)]
+
+
+@pytest.mark.parametrize("method", METHODS[:9], ids=describe)
+def test_single_precision_is_exact_to_1e_5(method):
+    for name in ("plain", "groups", "conv3d", "transposed", "linear"):
+        module, x = layer_and_input(name, dtype=torch.float32)
+        (layer,) = st.find_layers(nn.Sequential(module), x)
+        if method.fits(layer):
+            network = nn.Sequential(module)
+            plan = st.plan_from(network, x, {"0": (method, method.full_rank(layer))})
+            y, z = network(x), st.apply(plan, network)(x)
+            assert (y - z).abs().max() / y.abs().max() < 1e-5
+
+
+@settings(max_examples=60, deadline=None)
+@given(some.data())
+def test_random_geometries(data):
+    draw = data.draw
+    groups = draw(some.sampled_from([1, 1, 2, 3]))
+    kernel = (draw(some.integers(1, 4)), draw(some.integers(1, 4)))
+    options = {
+        "stride": (draw(some.integers(1, 3)), draw(some.integers(1, 2))),
+        "padding": (draw(some.integers(0, 2)), draw(some.integers(0, 3))),
+        "dilation": (draw(some.integers(1, 2)), draw(some.integers(1, 3))),
+        "bias": draw(some.booleans()),
+        "groups": groups,
+    }
+    kind = draw(some.sampled_from([nn.Conv2d, nn.Conv2d, nn.ConvTranspose2d]))
+    if kind is nn.Conv2d:
+        options["padding_mode"] = draw(some.sampled_from(["zeros", "reflect", "replicate", "circular"]))
+    channels = (groups * draw(some.integers(1, 4)), groups * draw(some.integers(1, 4)))
+    module = kind(*channels, kernel, **options).double()
+    x = torch.randn(4, channels[0], 11, 13, dtype=torch.float64)
+    check_factorization(draw(some.sampled_from(METHODS)), module, x, tolerance=1e-8)
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS[:9] if m != st.SpatialSVD(axis=2)], ids=describe)
+def test_error_falls_with_rank(method):
+    module, x = layer_and_input("plain")
+    network = nn.Sequential(module)
+    (layer,) = st.find_layers(network, x)
+    weight = working_weight(layer, module)
+    for moments in (None, statistics(network, [layer], [x])["0"]):
+        ranks = method.candidates(layer)
+        losses = method.losses(weight, ranks, moments)
+        pairs = [(a, b) for a, b in zip(zip(ranks, losses, strict=True), zip(ranks[1:], losses[1:], strict=True), strict=False)]
+        for (low, more), (high, less) in pairs:
+            if isinstance(low, int) or all(a <= b for a, b in zip(low, high, strict=True)):
+                assert less <= more * 1.02 + 1e-9, f"{describe(method)}: rank {high} is worse than {low}"
+        assert losses[-1] < 1e-6 * max(losses) + 1e-12 or not isinstance(method, (st.ChannelSVD, st.SpatialSVD))
+
+
+@pytest.mark.filterwarnings("ignore:Trying to compute SVD")
+def test_plain_fits_equal_tensorly():
+    weight = torch.randn(1, 8, 6, 3, 3, dtype=torch.float64)
+    dense = weight[0].numpy()
+
+    def close(method, rank, expected):
+        merged = method.merge(method.factors(weight, rank))[0].numpy()
+        ours, theirs = np.linalg.norm(merged - dense), np.linalg.norm(expected - dense)
+        assert ours <= theirs * 1.02 + 1e-12, f"{describe(method)}: error {ours:.4f}, tensorly's {theirs:.4f}"
+        return merged
+
+    u, s, v = tensorly.tenalg.svd_interface(dense.reshape(8, -1), n_eigenvecs=3)
+    np.testing.assert_allclose(
+        close(st.ChannelSVD(), 3, ((u * s) @ v).reshape(dense.shape)), ((u * s) @ v).reshape(dense.shape)
+    )
+    swapped = dense.transpose(1, 2, 0, 3)
+    u, s, v = tensorly.tenalg.svd_interface(swapped.reshape(18, 24), n_eigenvecs=5)
+    spatial = ((u * s) @ v).reshape(swapped.shape).transpose(2, 0, 1, 3)
+    np.testing.assert_allclose(close(st.SpatialSVD(), 5, spatial), spatial)
+    core, factors = tensorly.decomposition.partial_tucker(dense, rank=[5, 4], modes=[0, 1])[0]
+    hosvd = tensorly.tenalg.multi_mode_dot(core, factors, modes=[0, 1])
+    merged = st.Tucker2().merge(st.Tucker2().factors(weight, (4, 5)))[0].numpy()
+    assert np.linalg.norm(merged - dense) <= 1.03 * np.linalg.norm(hosvd - dense)  # one pass against iterated HOOI
+    train = tensorly.decomposition.tensor_train(dense.transpose(1, 2, 3, 0), rank=[1, 4, 7, 5, 1])
+    close(st.TensorTrain(), (4, 7, 5), tensorly.tt_to_tensor(train).transpose(3, 0, 1, 2))
+    state = np.random.RandomState(0)
+    cp = tensorly.decomposition.parafac(dense, rank=6, n_iter_max=60, init="svd", random_state=state)
+    merged = st.CP().merge(st.CP().factors(weight, 6))[0].numpy()
+    assert np.linalg.norm(merged - dense) <= 1.05 * np.linalg.norm(tensorly.cp_to_tensor(cp) - dense)
+
+
+def test_channel_svd_in_response_space_beats_every_other_kernel_of_its_rank():
+    """The closed form against gradient descent on the same loss over all kernels of the rank."""
+    module, x = layer_and_input("plain")
+    network = nn.Sequential(module)
+    (layer,) = st.find_layers(network, x)
+    weight, moments = working_weight(layer, module), statistics(network, [layer], [x])["0"]
+    moments = dataclasses.replace(moments, response=weight.flatten(2) @ moments.covariance @ weight.flatten(2).mT)
+    method = st.ChannelSVD()
+    best = harm(weight, method.merge(method.factors(weight, 3, moments)), moments)
+    assert method.losses(weight, [3], moments)[0] == pytest.approx(best, rel=1e-6)
+    a = torch.randn(8, 3, dtype=torch.float64, requires_grad=True)
+    b = torch.randn(3, 54, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([a, b], max_iter=400, line_search_fn="strong_wolfe")
+
+    def loss():
+        optimizer.zero_grad()
+        change = weight[0].flatten(1) - a @ b
+        value = 0.5 * torch.einsum("tu,un,nm,tm->", moments.gradient[0], change, moments.covariance[0], change)
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    assert best <= loss().item() * (1 + 1e-6)
+
+
+def test_weighted_spatial_svd_beats_the_plain_one_in_the_norm_that_matters():
+    module, x = layer_and_input("plain", batch=32)
+    network = nn.Sequential(module)
+    (layer,) = st.find_layers(network, x)
+    weight, moments = working_weight(layer, module), statistics(network, [layer], [x])["0"]
+    for method in (st.SpatialSVD(), st.SpatialSVD(axis=1), st.InputSVD(), st.CP(), st.TiledSVD()):
+        rank = method.candidates(layer)[len(method.candidates(layer)) // 3]
+        plain = harm(weight, method.merge(method.factors(weight, rank)), moments)
+        fitted = harm(weight, method.merge(method.factors(weight, rank, moments)), moments)
+        assert fitted < plain, describe(method)
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_canonical_form_is_undone(name):
+    module, x = layer_and_input(name)
+    (layer,) = st.find_layers(nn.Sequential(module), x)
+    assert torch.equal(from_canonical(layer, to_canonical(layer, module.weight)), module.weight)
+
+
+def test_names():
+    assert all(parse(name) == method() for name, method in FACTORIZATIONS.items())
+    assert describe(parse("SpatialSVD", {"axis": 1})) == "SpatialSVD(axis=1)"
+    with pytest.raises(ValueError, match="no decomposition 'SVD2'; allowed are ChannelSVD"):
+        parse("SVD2")
+    with pytest.raises(ValueError, match="does not take"):
+        parse("ChannelSVD", {"axis": 1})
+    with pytest.raises(ValueError, match="axis=7"):
+        st.SpatialSVD(axis=7)
+    with pytest.raises(ValueError, match="rows=0"):
+        st.TiledSVD(rows=0)
+
+
+@pytest.mark.parametrize(
+    ("method", "rank", "error"),
+    [
+        (st.ChannelSVD(), 0, ValueError),
+        (st.ChannelSVD(), 9, ValueError),
+        (st.ChannelSVD(), (2, 2), ValueError),
+        (st.ChannelSVD(), 2.5, TypeError),
+        (st.ChannelSVD(), True, TypeError),
+        (st.Tucker2(), 3, ValueError),
+        (st.SpatialSVD(axis=2), 1, ValueError),
+    ],
+)
+def test_impossible_ranks_get_one_sentence(method, rank, error):
+    module, x = layer_and_input("plain")
+    with pytest.raises(error, match="layer '0'"):
+        st.plan_from(nn.Sequential(module), x, {"0": (method, rank)})

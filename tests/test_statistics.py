@@ -1,0 +1,121 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import spectrim as st
+from nets import GEOMETRIES, Odd, Residual, layer_and_input
+from spectrim import statistics as module_under_test
+from spectrim.statistics import Sampler, grouped, lowered, statistics
+from spectrim.surgery import working_weight
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_lowered_input_times_kernel_is_the_layer(name):
+    module, x = layer_and_input(name)
+    (layer,) = st.find_layers(nn.Sequential(module), x)
+    y = module(x)
+    shape = y.shape[1:-1] if layer.kind == "Linear" else y.shape[2:]
+    index = Sampler(0, len(x)).draw(layer, len(x), shape)
+    patches = lowered(layer, x, index)  # (g, M, n)
+    assert patches.shape[1] == y.numel() // layer.channels[0]
+    found = (patches @ working_weight(layer, module).flatten(2).mT).transpose(0, 1).flatten(1)
+    wanted = y.flatten(0, -2) if layer.kind == "Linear" else y.movedim(1, -1).flatten(0, -2)
+    bias = 0 if module.bias is None else module.bias
+    torch.testing.assert_close(found + bias, wanted)
+    torch.testing.assert_close(grouped(layer, y).transpose(0, 1).flatten(1), wanted)
+
+
+def test_moments_are_the_plain_averages():
+    """Against one example at a time, full gradients, unfold."""
+    model, x = Residual().eval(), torch.randn(12, 3, 8, 8)
+    layers = {layer.name: layer for layer in st.find_layers(model, x)}
+    moments = statistics(model, list(layers.values()), list(x.split(5)), seed=3)
+    for name in ("conv2", "conv3", "head"):
+        module = model.get_submodule(name)
+        seen = []
+        handle = module.register_forward_hook(lambda m, a, y, seen=seen: seen.append((a[0], y)))
+        logits = model(x)
+        handle.remove()
+        u, y = seen[0]
+        if name == "head":
+            u, flat = u.detach(), y.detach()
+        else:
+            u = functional.unfold(u.detach(), 3, padding=1, stride=module.stride).transpose(1, 2).flatten(0, 1)
+            flat = y.detach().movedim(1, -1).flatten(0, 2)
+        moment = moments[name]
+        torch.testing.assert_close(moment.covariance[0], torch.cov(u.double().T, correction=0), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(moment.response[0], torch.cov(flat.double().T, correction=0), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(moment.mean[0], u.double().mean(0), rtol=1e-4, atol=1e-5)
+        # labels as drawn inside: the same generator over the same batches
+        generator = torch.Generator().manual_seed(3)
+        labels = torch.cat(
+            [torch.multinomial(part.detach().softmax(1), 1, generator=generator)[:, 0] for part in logits.split(5)]
+        )
+        (gradient,) = torch.autograd.grad(functional.cross_entropy(logits, labels, reduction="sum"), y)
+        g = gradient.reshape(len(x), gradient.shape[1], -1).double()
+        raw = torch.einsum("btp,bup->tu", g, g) / len(x)
+        shrunk = 0.8 * raw + 0.2 * raw.diagonal().mean() * torch.eye(len(raw))
+        torch.testing.assert_close(moment.gradient[0], shrunk, rtol=1e-3, atol=1e-7)
+
+
+def test_the_harm_is_the_loss_in_nats():
+    """Predicted harm of a small change of one kernel against the measured KL divergence of the outputs."""
+    model, x = Residual(width=16).eval(), torch.randn(400, 3, 8, 8)
+    layers = st.find_layers(model, x[:1])
+    moments = statistics(model, layers, list(x.split(100)))
+    with torch.no_grad():
+        before = model(x).log_softmax(1)
+        ratios = []
+        for layer in layers:
+            module = model.get_submodule(layer.name)
+            weight = working_weight(layer, module)
+            change = 0.03 * weight.std() * torch.randn(weight.shape, dtype=torch.float64)
+            kept = module.weight.clone()
+            d = change.flatten(2) - (change.flatten(2) @ moments[layer.name].mean[..., None]) * 0
+            moment = moments[layer.name]
+            second = moment.covariance + moment.mean[..., None] @ moment.mean[:, None]  # the mean is not corrected here
+            predicted = 0.5 * torch.einsum("gtu,gun,gnm,gtm->", moment.gradient, d, second, d)
+            module.weight += change[0].reshape(module.weight.shape).float()
+            measured = functional.kl_div(model(x).log_softmax(1), before, log_target=True, reduction="batchmean")
+            module.weight.copy_(kept)
+            ratios.append(float(predicted / measured))
+    assert all(0.1 < ratio < 10 for ratio in ratios), ratios  # positions of one example are not independent
+
+
+def test_modes_without_gradient_and_with_other_outputs(monkeypatch):
+    x = (torch.randn(8, 3, 6, 6), torch.ones(8, 8))
+    odd = Odd().eval()
+    layers = st.find_layers(odd, x)
+    moments = statistics(odd, layers, [x])
+    assert moments["twice"].count == 2 * 8 * 36 and torch.isfinite(moments["stem"].gradient).all()
+    still = statistics(odd, layers, [x], gradient=False)
+    assert torch.equal(still["left"].gradient[0], torch.eye(4, dtype=torch.float64))
+    dense = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 1))
+    image = statistics(dense, st.find_layers(dense, x[0]), [x[0]])
+    assert image["0"].gradient.diagonal(dim1=1, dim2=2).min() > 0
+    words = nn.Sequential(nn.Embedding(9, 6), nn.Flatten(), nn.Linear(18, 4))
+    tokens = torch.randint(9, (7, 3))
+    assert statistics(words, st.find_layers(words, tokens), [tokens])["2"].count == 7
+    monkeypatch.setattr(module_under_test, "LARGEST", 20)
+    assert statistics(dense, st.find_layers(dense, x[0]), [x[0]])["0"].covariance is None
+    with pytest.raises(ValueError, match="no floating-point tensor"):
+        statistics(_Labels(), st.find_layers(_Labels(), x[0]), [x[0]])
+
+
+class _Labels(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x):
+        return self.conv(x).mean((2, 3)).argmax(1)
+
+
+def test_positions_are_sampled_in_bounded_number(monkeypatch):
+    monkeypatch.setattr(module_under_test, "POSITIONS", 100)
+    module, x = layer_and_input("plain", batch=10)
+    network = nn.Sequential(module)
+    layers = st.find_layers(network, x)
+    first, again = (statistics(network, layers, list(x.split(5)), seed=1)["0"] for _ in range(2))
+    assert first.count == 100 and torch.equal(first.covariance, again.covariance)
