@@ -119,3 +119,28 @@ def test_positions_are_sampled_in_bounded_number(monkeypatch):
     layers = st.find_layers(network, x)
     first, again = (statistics(network, layers, list(x.split(5)), seed=1)["0"] for _ in range(2))
     assert first.count == 100 and torch.equal(first.covariance, again.covariance)
+
+
+def test_groups_that_see_nothing_do_no_harm():
+    """Dead channels: every method still fits, and the network's answer is kept."""
+    network = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1, groups=4), nn.ReLU(), nn.Conv2d(8, 6, 3, padding=1)).double()
+    x = torch.randn(20, 4, 6, 6, dtype=torch.float64)
+    x[:, 1] = 0
+    with torch.no_grad():
+        network[0].bias[:4] = -100
+    layers = st.find_layers(network, x)
+    moments = statistics(network, layers, [x])
+    for method in (
+        st.ChannelSVD(),
+        st.InputSVD(),
+        st.SpatialSVD(),
+        st.SpatialSVD(axis=1),
+        st.Tucker2(),
+        st.CP(),
+        st.TiledSVD(),
+    ):
+        choices = {layer.name: (method, method.full_rank(layer)) for layer in layers if method.fits(layer)}
+        small = st.apply(st.plan_from(network, x, choices), network, moments=moments)
+        torch.testing.assert_close(small(x), network(x), rtol=1e-6, atol=1e-6)
+    blank = statistics(network, layers, [torch.zeros_like(x)])
+    st.SpatialSVD().losses(torch.randn(4, 2, 1, 3, 3, dtype=torch.float64), [1, 2], blank["0"])

@@ -209,6 +209,13 @@ def symmetric_roots(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return (vectors * root[..., None, :]) @ vectors.mT, (vectors / root[..., None, :]) @ vectors.mT
 
 
+def ridge(covariance: Tensor) -> Tensor:
+    """Return what to add to the diagonal of C (g, n, n) to make it invertible, (g, 1, 1), also for groups that see nothing."""
+    mean = covariance.diagonal(dim1=1, dim2=2).mean(1)
+    largest = mean.max()
+    return RIDGE * mean.clamp_min(float(1e-6 * largest) if largest > 0 else 1.0)[:, None, None]
+
+
 def harm(weight: Tensor, merged: Tensor, moments: Moments | None) -> float:
     """Return the predicted harm of using `merged` (g, T, S, *kernel) in place of `weight`; see the module's idea."""
     change = (weight - merged).flatten(2)  # (g, T, n)
@@ -238,10 +245,8 @@ def regress_last(weight: Tensor, projection: Tensor, moments: Moments | None) ->
         B, (g, T, m).
     """
     covariance = None if moments is None else moments.covariance
-    if covariance is None:
-        weighted = projection
-    else:  # C P, with the ridge inside C so that an exact factorization stays exact
-        mean = covariance.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
-        weighted = covariance @ projection + RIDGE * mean * projection
+    weighted = projection
+    if covariance is not None:  # C P, with the ridge inside C so that an exact factorization stays exact
+        weighted = covariance @ projection + ridge(covariance) * projection
     solved: Tensor = torch.linalg.solve(projection.mT @ weighted, (weight @ weighted).mT)
     return solved.mT

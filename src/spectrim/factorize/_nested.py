@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from spectrim.factorize._base import RIDGE, Moments, symmetric_roots
+from spectrim.factorize._base import Moments, ridge, symmetric_roots
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,7 @@ def nested(weight: Tensor, rank: int, moments: Moments | None) -> Nested:
         explained = torch.einsum("gmr,gtmk->grkt", a, weight).flatten(1, 2)
         eye = torch.eye(rank * k).to(weight).expand(g, -1, -1)
         return Nested(a, eye, explained, flat @ flat.mT, k)
-    mean = moments.covariance.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
-    covariance = moments.covariance + RIDGE * mean * torch.eye(m * k).to(weight)
+    covariance = moments.covariance + ridge(moments.covariance) * torch.eye(m * k).to(weight)
     split = covariance.reshape(g, m, k, m, k)
     rows, inverse = symmetric_roots(torch.einsum("gmkpk->gmp", split) / k)
     correlation = torch.einsum("gmkml->gkl", split)

@@ -27,7 +27,7 @@ def measured_harm(model: nn.Module, small: nn.Module, batches: Sequence[Example]
             size = len(tensors_of(batch)[0])
             total += size * _distance(reference, outputs)
             count += size
-    return total / max(count, 1)
+    return max(0.0, total / max(count, 1))  # rounding can make a divergence of zero negative
 
 
 def _distance(reference: object, outputs: object) -> float:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -37,13 +41,14 @@ class Knapsack(Search):
         owner = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
         one_each = csr_array((np.ones(len(flat)), (owner, np.arange(len(flat)))), shape=(len(rows), len(flat)))
         unit = max(float(limit), 1.0)
-        solution = milp(
-            harms / max(harms.max(), 1e-300),
-            integrality=np.ones(len(flat)),
-            bounds=Bounds(0, 1),
-            constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(costs[None] / unit, -np.inf, limit / unit)],
-            options={"mip_rel_gap": 1e-6, "time_limit": 60.0},
-        )
+        with _silent_stdout():
+            solution = milp(
+                harms / max(harms.max(), 1e-300),
+                integrality=np.ones(len(flat)),
+                bounds=Bounds(0, 1),
+                constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(costs[None] / unit, -np.inf, limit / unit)],
+                options={"mip_rel_gap": 1e-6, "time_limit": 60.0},
+            )
         if solution.x is None:
             raise BudgetError(f"the solver found no plan: {solution.message}")
         picked = [int(np.flatnonzero(owner == row)[np.argmax(solution.x[owner == row])]) for row in range(len(rows))]
@@ -72,3 +77,22 @@ def _repair(rows: list[list[Option]], chosen: list[Option], limit: int, metric: 
         _, index, cheaper = min(steps, key=lambda step: step[:2])
         chosen[index] = cheaper
     return chosen
+
+
+@contextlib.contextmanager
+def _silent_stdout() -> Iterator[None]:
+    """Send the process's standard output nowhere: HiGHS prints a debugging line from C++ that no option turns off."""
+    sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # there is no standard output
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
