@@ -124,7 +124,7 @@ def test_bad_input_is_one_sentence(files, tmp_path, capsys, more, code, match):
     assert cli.main(command) == code
     captured = capsys.readouterr()
     assert match in captured.err and "Traceback" not in captured.err and captured.err.count("\n") == 1
-    assert not (tmp_path / "run").exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_other_bad_commands(tmp_path, capsys):
@@ -154,7 +154,11 @@ def test_data_of_a_callable_and_of_one_source(tmp_path, capsys, files, monkeypat
     assert cli.main([*common, "--data", f"{tmp_path}/mine.py:batches", "--out", str(tmp_path / "a"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["test"]["examples"] == 300
     assert cli.main([*common, "--data", f"npz:{files}/test.npz", "--out", str(tmp_path / "b"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["test"]["examples"] == 350  # the first 150 calibrate, the others test
+    assert json.loads(capsys.readouterr().out)["test"]["examples"] == 350  # 150 calibrate, the others test
+    common = [*common[:-2], "--max-drop", "5"]
+    assert cli.main([*common, "--data", f"npz:{files}/test.npz", "--out", str(tmp_path / "c"), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["test"] is None and report["selection"]["examples"] == 350  # decided on: no test
 
 
 def test_the_installed_command():

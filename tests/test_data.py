@@ -113,7 +113,8 @@ def test_models_and_weights(tmp_path):
     file.write_text(SOURCE)
     model = make_model(f"{file}:build")
     assert not model.training
-    assert is_callable_spec(f"{file}:images") and not is_callable_spec("npz:a.npz") and not is_callable_spec("folder")
+    assert is_callable_spec(f"{file}:images") and is_callable_spec("mine:images")
+    assert not is_callable_spec("npz:a.npz") and not is_callable_spec("folder")
     assert len(open_callable(f"{file}:images")) == 1
     for name, match in [("wrong", "must return an iterable"), ("number", "no callable"), ("absent", "no callable")]:
         with pytest.raises(ValueError, match=match):

@@ -1,12 +1,75 @@
+import numpy as np
 import pytest
+import torch
 
 import spectrim as st
+from nets import Residual, settle
+from spectrim.score.weights import energy, spectral, vbmf, vbmf_rank
+from spectrim.search import SEARCHES
 from spectrim.search.knapsack import frontier
-from spectrim.testing import check_search, random_menu
+from spectrim.surgery import working_weight
+from spectrim.testing import brute_force, check_search, random_menu
 
 
-def test_knapsack_is_exact_and_keeps_its_contract():
-    check_search(st.Knapsack(), exact=True)
+@pytest.mark.parametrize("name", SEARCHES)
+def test_every_rank_selection_keeps_its_contract(name):
+    check_search(SEARCHES[name](), exact=name == "Knapsack")
+    assert SEARCHES[name].reference and SEARCHES[name].title == name
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_every_rank_selection_through_the_front_door(name):
+    x = torch.randn(32, 3, 8, 8)
+    model = settle(Residual(), x)
+    config = st.Config(search=SEARCHES[name](), refit=False)
+    harms = {}
+    for fraction in (0.8, 0.4):
+        result = st.compress(model, x[:1], budget=st.Keep(fraction), calibration=[x], config=config)
+        assert result.report.kept[1] <= fraction
+        harms[fraction] = result.plan.harm
+        best = st.compress(model, x[:1], budget=st.Keep(fraction), calibration=[x], config=st.Config(refit=False))
+        assert best.plan.harm <= result.plan.harm * (1 + 1e-5)  # harms are nats whatever the search looks at
+    assert harms[0.8] < harms[0.4]
+
+
+def test_equal_levels_are_optimal_for_the_largest_harm():
+    """ALDS's criterion against brute force over all choices."""
+    import itertools
+
+    for seed in range(3):
+        menu = random_menu(seed, layers=3)
+        for fraction in (0.7, 0.4):
+            budget = st.Keep(fraction, "params")
+            limit = fraction * menu.original.params
+            fixed = menu.original.params - sum(row[0].cost.params for row in menu.options)
+            best = min(
+                max(option.harm for option in choice)
+                for choice in itertools.product(*menu.options)
+                if fixed + sum(option.cost.params for option in choice) <= limit
+            )
+            plan = st.ALDS().select(menu, budget)
+            assert max(option.harm for option in plan.values()) == pytest.approx(best)
+
+
+def test_scores_of_weights():
+    x = torch.randn(2, 3, 8, 8)
+    model = Residual()
+    layer = {layer.name: layer for layer in st.find_layers(model, x)}["conv2"]
+    weight = working_weight(layer, model.conv2)
+    values = np.linalg.svd(weight[0].flatten(1).numpy(), compute_uv=False)
+    method = st.ChannelSVD()
+    np.testing.assert_allclose(spectral(method, layer, weight, [2, 5]), [values[2] / values[0], values[5] / values[0]])
+    np.testing.assert_allclose(energy(method, layer, weight, [3])[0], (values[3:] ** 2).sum() / (values**2).sum())
+    low, high = vbmf(method, layer, weight, [2, 4])
+    assert low - high == pytest.approx(np.log(2))
+
+
+def test_vbmf_finds_the_rank_under_noise():
+    random = np.random.default_rng(0)
+    for rank in (3, 10):
+        signal = random.normal(size=(60, rank)) @ random.normal(size=(rank, 300))
+        assert vbmf_rank(signal + 0.5 * random.normal(size=(60, 300))) == rank
+    assert vbmf_rank(random.normal(size=(60, 300))) == 0
 
 
 def test_frontier_is_what_no_other_option_beats():
@@ -29,3 +92,4 @@ def test_budgets():
             st.MaxDrop(bad, "macs")
     with pytest.raises(st.BudgetError, match=r"reach \d\.\d+ at least; raise the fraction"):
         st.Knapsack().select(random_menu(0), st.Keep(0.01, "params"))
+    assert brute_force(random_menu(0), st.Keep(0.01, "params")) is None

@@ -18,18 +18,21 @@ from spectrim.layer import Layer, find_layers
 from spectrim.plan import Option, Plan
 from spectrim.report import Report
 from spectrim.result import Result, load
-from spectrim.search import Knapsack, Search
+from spectrim.search import ALDS, VBMF, Energy, Knapsack, Search, Uniform
 from spectrim.surgery import apply, cost, plan_from
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ALDS",
     "CP",
+    "VBMF",
     "Accuracy",
     "BudgetError",
     "ChannelSVD",
     "Config",
     "Cost",
+    "Energy",
     "Factorization",
     "InputSVD",
     "Keep",
@@ -45,6 +48,7 @@ __all__ = [
     "TensorTrain",
     "TiledSVD",
     "Tucker2",
+    "Uniform",
     "apply",
     "compress",
     "cost",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
 import torch
 
 from spectrim.data import Batches, Form, Images, is_callable_spec, open_callable, open_images
@@ -38,7 +39,7 @@ def _numbers(text: str | None, default: tuple[float, ...]) -> tuple[float, ...]:
 def split_data(
     data: str, calibration: str | None, images: int, input_shape: str | None, mean: str | None, std: str | None
 ) -> tuple[torch.Tensor, Any, Any, Any]:
-    """Return an example and the batches for calibration, selection and test."""
+    """Return an example and the batches for calibration, selection and test; from one source the last two are the same."""
     if is_callable_spec(data):
         testing = open_callable(data)
         training = open_callable(calibration) if calibration is not None else testing
@@ -49,13 +50,14 @@ def split_data(
     form = Form(shape[1], (shape[2], shape[3]), _numbers(mean, defaults.mean), _numbers(std, defaults.std))
     source = test if calibration is None else open_images(calibration, split="train")
     count = min(images, len(source) if calibration is not None else max(1, len(source) // 2))
-    rest = list(range(count, len(source)))
-    head = Batches(source.part(range(count)), form)
+    order = np.random.default_rng(0).permutation(len(source)).tolist()  # stored images are often sorted by class
+    first, rest = order[:count], order[count:] or order[:count]
+    head = Batches(source.part(first), form)
     if calibration is None:
-        held = Batches(test.part(rest or range(count)), form)
+        held = Batches(test.part(rest), form).in_memory()
         return torch.zeros(shape), head, held, held
-    chosen = Batches(source.part(rest[:SELECTION] or list(range(count))), form)
-    return torch.zeros(shape), head, chosen, Batches(test, form)
+    chosen = Batches(source.part(rest[:SELECTION]), form)
+    return torch.zeros(shape), head, chosen.in_memory(), Batches(test, form).in_memory()
 
 
 def _stored_shape(images: Images) -> tuple[int, ...]:

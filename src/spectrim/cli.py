@@ -169,9 +169,9 @@ def compress_command(
     input_shape
         Shape of a batch, such as 1,3,224,224; by default the size of the stored images, or 1,3,224,224.
     mean
-        Per channel, after division by 255; ImageNet's by default.
+        Per channel, after division by 255; by default ImageNet's, for grey images 0.5.
     std
-        Per channel; ImageNet's by default.
+        Per channel; by default ImageNet's, for grey images 0.5.
     seed
         Of everything random.
     device
@@ -208,10 +208,19 @@ def compress_command(
             progress=tell,
         )
         evaluate = Accuracy(selecting) if isinstance(budget, MaxDrop) else None
-        result = compress(network, example.to(device), budget=budget, calibration=calibrating, evaluate=evaluate, config=config)
-        tell("test images", 0.0)
-        score = Scorer(Accuracy(testing), network).score(result.model)
-        tell("test images", 1.0)
+        try:
+            result = compress(
+                network, example.to(device), budget=budget, calibration=calibrating, evaluate=evaluate, config=config
+            )
+            score = None
+            if not (selecting is testing and isinstance(budget, MaxDrop)):  # else it was decided on and is no test
+                tell("test images", 0.0)
+                score = Scorer(Accuracy(testing), network).score(result.model)
+                tell("test images", 1.0)
+        except Exception:
+            if not resume:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
     settings = {**result.report.settings, "source": {**source, "calibration": calibration or "from the data"}}
     report = dataclasses.replace(result.report, test=score, settings=settings)
     Result(result.model, result.plan, report).save(target)

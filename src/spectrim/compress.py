@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -31,6 +32,7 @@ from spectrim.report import Report, Score, budget_text, make_rows
 from spectrim.result import Result
 from spectrim.score import build_options, measured_harm
 from spectrim.score.menu import excluded
+from spectrim.score.rescore import rescored, restored
 from spectrim.search import Knapsack, Menu, Search
 from spectrim.statistics import statistics
 from spectrim.surgery import apply, cost, duplicate, skeleton
@@ -65,7 +67,7 @@ class Config:
     refit: bool = True
     batchnorm: bool = False
     gradient: bool = True
-    images: int = 2048
+    images: int = 1024
     batch: int = 128
     seed: int = 0
     cache: str | os.PathLike[str] | None = None
@@ -170,10 +172,11 @@ class Study:
             raise ValueError(f"exclude has {unknown[0]!r}, which matches no layer; the layers are {names}")
         self.survey = Survey(tuple(layer for layer in found.layers if layer.name not in left), found.skipped | left)
         self.harm_unit = "nats" if self.batches else "relative squared weight error"
-        words = f"{config.seed} {config.gradient} {config.batch} {torch.__version__}"
+        words = f"{config.seed} {config.gradient} {config.batch} {config.exclude} {torch.__version__}"
         self.cache = Cache(config.cache, fingerprint(self.model, self.batches, words) if config.cache is not None else "")
         self.moments = self._statistics() if self.batches else None
         self.menu = self._menu()
+        self.menus: dict[str, Menu] = {}  # the same menu under the scores of other rank selections
 
     def _statistics(self) -> Any:
         kept = self.cache.read("moments")
@@ -208,7 +211,10 @@ class Study:
     def shrink(self, budget: Keep) -> tuple[Plan, nn.Module]:
         """Choose a plan within the budget and build it, refitted."""
         with self.stage("search"):
-            plan = self.config.search.select(self.menu, budget)
+            search = self.config.search
+            if search.score != "response" and search.score not in self.menus:
+                self.menus[search.score] = rescored(self.menu, search.score, self.model)
+            plan = restored(search.select(self.menus.get(search.score, self.menu), budget), self.menu)
         return plan, self.build(plan)
 
     def build(self, plan: Plan) -> nn.Module:
@@ -243,30 +249,30 @@ class Study:
     def most_compressed(self, budget: MaxDrop, scorer: Scorer) -> Result:
         """Bisect over kept fractions; every network that could be returned has been evaluated."""
         total = self.original.of(budget.metric)
-        high, best = 1.0, None
-        low = self._least(budget.metric)
-        while best is None or high / low > RESOLUTION:
-            keep = (high * low) ** 0.5
-            if high / low <= RESOLUTION:
-                kept, drop = self.probes[-1]
-                raise BudgetError(
-                    f"{budget_text(budget)} cannot be met: keeping {100 * kept:.1f} % of the {budget.metric} already loses "
-                    f"{drop:.2f} points; allow more points, or give more calibration images"
-                )
+        low, high, best = self._least(budget.metric), 1.0, None
+        drops = {high: 0.0}
+        while high / low > RESOLUTION:
+            keep = _between(low, high, drops, budget.points, len(self.probes))
             plan, small = self.shrink(Keep(keep, budget.metric))
             with self.stage("evaluate"):
                 score = scorer.score(small)
             if abs(score.before) > 1:
                 raise ValueError(f"evaluate returned {score.before:g}; MaxDrop needs a fraction between 0 and 1, such as 0.917")
-            self.probes.append((plan.cost.of(budget.metric) / total, score.drop))
+            kept = plan.cost.of(budget.metric) / total
+            self.probes.append((kept, score.drop))
             self.tell("budgets tried", min(0.99, len(self.probes) / 8))
             if score.drop <= budget.points + 1e-9:
-                high, best = min(keep, plan.cost.of(budget.metric) / total), (plan, small, score)
-                if high <= low:
-                    break
+                high, best = min(keep, kept), (plan, small, score)
+                drops[high] = score.drop
             else:
                 low = keep
-        assert best is not None
+                drops[low] = score.drop
+        if best is None:
+            kept, drop = self.probes[-1] if self.probes else (high, 0.0)
+            raise BudgetError(
+                f"{budget_text(budget)} cannot be met: keeping {100 * kept:.1f} % of the {budget.metric} already loses "
+                f"{drop:.2f} points; allow more points, or give more calibration images"
+            )
         return self.result(budget, *best)
 
     def _least(self, metric: Any) -> float:
@@ -324,6 +330,16 @@ class Study:
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
         self.tell(name, 1.0)
+
+
+def _between(low: float, high: float, drops: dict[float, float], points: float, tried: int) -> float:
+    """Return the kept fraction to try next: where a drop exponential in its logarithm would meet the bound, or the middle."""
+    share = 0.5
+    if low in drops and tried % 3 != 2:  # now and then the middle, so that the bracket surely shrinks
+        least = 0.02  # points; below it a drop is noise
+        start, end, target = (math.log(max(value, least)) for value in (drops[high], drops[low], points))
+        share = min(0.9, max(0.1, (target - start) / max(end - start, 1e-9)))
+    return float(high * (low / high) ** share)
 
 
 def _values(batch: Any) -> Iterable[Any]:

@@ -23,6 +23,7 @@ from spectrim.zoo import import_callable
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
 KINDS = "parquet:FILE, imagefolder:DIR, npz:FILE, fashion-mnist:DIR, module.path:callable or file.py:callable"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IN_MEMORY = 1 << 29  # bytes of decoded images that are kept rather than decoded again for each network
 ZOOM = 256 / 224  # the shorter side before the centre crop, relative to the crop
 
 
@@ -79,6 +80,11 @@ class Batches:
     form: Form
     size: int = 128
 
+    def in_memory(self) -> Batches | list[tuple[Tensor, Tensor]]:
+        """Return the batches read once and for all if they are small enough, else unchanged."""
+        size = len(self.images) * self.form.channels * self.form.size[0] * self.form.size[1] * 4
+        return list(self) if size <= IN_MEMORY else self
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches in order."""
         for start in range(0, len(self.images), self.size):
@@ -128,18 +134,12 @@ def open_images(spec: str, *, split: str = "test") -> Images:
         ValueError: If the spec is unknown, or there is nothing usable.
     """
     kind, _, place = spec.partition(":")
-    readers: dict[str, Callable[[Path], Images]] = {
-        "parquet": _parquet,
-        "imagefolder": _folder,
-        "npz": _npz,
-        "fashion-mnist": lambda path: _idx(path, split),
-    }
-    if kind not in readers or not place:
+    if kind not in READERS or not place:
         raise ValueError(f"the data {spec!r} is not understood; allowed are {KINDS}")
     path = Path(place)
     if not path.exists():
         raise ValueError(f"the data {spec!r} is not there: no file or folder {place!r}")
-    images = readers[kind](path)
+    images = READERS[kind](path, split)
     if not len(images):
         raise ValueError(f"the data {spec!r} holds no image")
     return images
@@ -147,10 +147,8 @@ def open_images(spec: str, *, split: str = "test") -> Images:
 
 def is_callable_spec(spec: str) -> bool:
     """Return whether a spec names a Python callable rather than stored images."""
-    kind = spec.partition(":")[0]
-    return (
-        ":" in spec and kind not in ("parquet", "imagefolder", "npz", "fashion-mnist") and (kind.endswith(".py") or "." in kind)
-    )
+    kind, _, name = spec.partition(":")
+    return bool(name) and kind not in READERS
 
 
 def open_callable(spec: str) -> list[tuple[Tensor, Tensor]]:
@@ -175,7 +173,7 @@ def _decode(data: bytes) -> np.ndarray:
     return np.asarray(picture if picture.mode == "L" else picture.convert("RGB"))
 
 
-def _parquet(path: Path) -> Images:
+def _parquet(path: Path, split: str) -> Images:
     try:
         import pyarrow.parquet
     except ImportError as error:
@@ -198,7 +196,7 @@ def _parquet(path: Path) -> Images:
     return Images(read, table.column(labels).to_pylist())
 
 
-def _folder(path: Path) -> Images:
+def _folder(path: Path, split: str) -> Images:
     classes = sorted(child for child in path.iterdir() if child.is_dir())
     files = [
         (file, label)
@@ -213,7 +211,7 @@ def _folder(path: Path) -> Images:
     return Images(lambda index: _decode(files[index][0].read_bytes()), [label for _, label in files])
 
 
-def _npz(path: Path) -> Images:
+def _npz(path: Path, split: str) -> Images:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
@@ -243,3 +241,11 @@ def _read_idx(folder: Path, name: str) -> np.ndarray:
         return np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
     except (OSError, EOFError, IndexError, struct.error, ValueError) as error:
         raise ValueError(f"{name} in {str(folder)!r} is damaged: {error}") from error
+
+
+READERS: dict[str, Callable[[Path, str], Images]] = {
+    "parquet": _parquet,
+    "imagefolder": _folder,
+    "npz": _npz,
+    "fashion-mnist": _idx,
+}

@@ -43,6 +43,7 @@ def _plots(report: Report) -> list[tuple[str, str]]:
 
 def _bars(report: Report, metric: str, label: str) -> str:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
 
     rows = report.rows
     figure = Figure(figsize=(9, 1 + 0.2 * len(rows)))
@@ -54,7 +55,8 @@ def _bars(report: Report, metric: str, label: str) -> str:
     axes.invert_yaxis()
     axes.set_xlabel(label)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     return _svg(figure)
 
 

@@ -41,6 +41,7 @@ class Regression(Site):
         """Store the arguments."""
         self.option, self.module, self.moments, self.sampler = option, module, moments, sampler
         self.sums = Covariance()  # of the input (or the dense response), and of the target with it
+        self.regressed: tuple[Tensor, Moments, Tensor]  # the dense kernel W*, its norm, and its mean answer
 
     def observe(self, x: Tensor, target: Tensor, response: Tensor) -> None:
         """Add one chunk of the compressed stream's input and dense response (N, ...) and of the target."""
@@ -74,8 +75,13 @@ class Regression(Site):
         else:
             kernel = best @ flat
             mean = mean if bias is None else mean - bias.to(mean).reshape(mean.shape)
-        linear = (best @ mean[..., None])[..., 0]
-        return fitted(self.option, self.module, kernel.reshape(weight.shape), norm, linear=linear)
+        self.regressed = kernel.reshape(weight.shape), norm, (best @ mean[..., None])[..., 0]
+        return self.fit(self.option)
+
+    def fit(self, option: Option) -> nn.Module:
+        """Return the layer at any rank of any method, after `solve`."""
+        kernel, norm, linear = self.regressed
+        return fitted(option, self.module, kernel, norm, linear=linear)
 
 
 def _at(kind: str, y: Tensor, index: tuple[Tensor, ...]) -> Tensor:

@@ -44,6 +44,7 @@ class Search(ABC):
 
     title: ClassVar[str]
     reference: ClassVar[str]
+    score: ClassVar[str] = "response"  # what the harms of its menu are; the others are in score/rescore.py
 
     @abstractmethod
     def select(self, menu: Menu, budget: Keep) -> Plan:

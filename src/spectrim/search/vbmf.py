@@ -1,0 +1,29 @@
+"""VBMF: ranks in proportion to those that variational Bayesian matrix factorization finds in each kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from spectrim.cost import Keep
+from spectrim.plan import Plan
+from spectrim.search._base import Menu, Search
+from spectrim.search._level import equal_level
+
+
+@dataclass(frozen=True)
+class VBMF(Search):
+    """Every layer keeps the same multiple of the rank that the analytic solution estimates; the multiple meets the budget.
+
+    Reference:
+        Nakajima et al.: Global analytic solution of fully-observed variational Bayesian matrix factorization (2013); used
+        for networks by Kim et al. 2016 (section 3.2).
+    """
+
+    title: ClassVar[str] = "VBMF"
+    reference: ClassVar[str] = "Nakajima et al. 2013; Kim et al. 2016, section 3.2"
+    score: ClassVar[str] = "vbmf"
+
+    def select(self, menu: Menu, budget: Keep) -> Plan:
+        """Return the plan of the largest common multiple that meets the budget."""
+        return equal_level(menu, budget)
