@@ -131,7 +131,8 @@ def test_save_and_load(case, tmp_path):
     result = st.compress(model, x[:1], budget=st.Keep(0.5), calibration=[x], evaluate=st.Accuracy([(x, labels)]))
     folder = result.save(tmp_path / "out")
     assert sorted(file.name for file in folder.iterdir()) == ["model.safetensors", "plan.json", "report.html", "report.json"]
-    again = st.load(folder, Residual(width=12)).eval()
+    again = st.load(folder, Residual(width=12))
+    assert not again.training
     assert torch.equal(again(x), result.model(x))
     data = json.loads((folder / "report.json").read_text())
     assert data["after"]["macs"] == st.cost(again, x).macs and data["selection"]["examples"] == 96
@@ -226,6 +227,7 @@ def failing(network):
         ({"model": lambda m: "resnet"}, TypeError, "must be a torch.nn.Module"),
         ({"model": lambda m: nn.Sequential(nn.Conv2d(3, 1, 1))}, st.BudgetError, "cannot be met"),
         ({"example": torch.randn(1, 4, 8, 8)}, ValueError, "expected input|does not go through|same size"),
+        ({"example": (1, 3, 8, 8)}, ValueError, "must be a tensor"),
         ({"calibration": []}, ValueError, "empty"),
         ({"calibration": 3}, TypeError, "must be an iterable"),
         ({"calibration": ["a"]}, TypeError, "inputs or"),
@@ -233,7 +235,10 @@ def failing(network):
         ({"calibration": [torch.full((4, 3, 8, 8), float("inf"))]}, ValueError, "NaN or infinite"),
         ({"evaluate": failing}, ValueError, "evaluate raised RuntimeError: no images here"),
         ({"evaluate": lambda m: float("nan")}, ValueError, "must return a finite number"),
-        ({"evaluate": lambda m: "good"}, ValueError, "evaluate raised"),
+        ({"evaluate": lambda m: "good"}, ValueError, "evaluate returned str"),
+        ({"evaluate": lambda m: None}, ValueError, "evaluate returned NoneType"),
+        ({"evaluate": st.Accuracy([torch.randn(4, 3, 8, 8)])}, ValueError, "needs pairs"),
+        ({"evaluate": st.Accuracy([(torch.randn(4, 3, 8, 8), torch.zeros(4, 5))])}, ValueError, "one class number per example"),
         ({"evaluate": lambda m: 91.7, "budget": st.MaxDrop(1)}, ValueError, "fraction between 0 and 1"),
         ({"budget": st.Keep(0.001)}, st.BudgetError, "cannot be met"),
         ({"budget": st.MaxDrop(1)}, ValueError, "MaxDrop needs evaluate"),
@@ -263,6 +268,7 @@ def test_bad_input_gets_one_sentence_and_changes_nothing(case, change, error, ma
         ({"methods": ("ChannelSVD",)}, TypeError),
         ({"exclude": "head"}, TypeError),
         ({"multiple_of": 0}, ValueError),
+        ({"images": "many"}, ValueError),
     ],
 )
 def test_bad_configurations(options, error):

@@ -33,13 +33,18 @@ class Accuracy:
         """Return 1.0 or 0.0 for every example, in order, (N,).
 
         Raises:
-            ValueError: If there is no example.
+            ValueError: If there is no example, or a batch is no pair of inputs and one class number per example.
         """
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         hits = []
         with evaluation_mode(model), torch.no_grad():
-            for inputs, labels in self.batches:
+            for batch in self.batches:
+                if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+                    raise ValueError(f"a batch is {type(batch).__name__}; Accuracy needs pairs (inputs, labels)")
+                inputs, labels = batch
                 logits = tensors_of(model(inputs.to(device)))[0]
+                if labels.shape != logits.shape[:1]:
+                    raise ValueError(f"labels have shape {tuple(labels.shape)}; Accuracy needs one class number per example")
                 hits.append((logits.argmax(1).cpu() == labels.cpu()).double())
         if not hits:
             raise ValueError("there is nothing to evaluate on: the batches are empty (a generator can be read only once)")
@@ -60,6 +65,11 @@ class Scorer:
         self.evaluate = evaluate
         self.before = self._run(original)
 
+    @property
+    def mean(self) -> float:
+        """Score of the original network."""
+        return float(self.before.mean()) if isinstance(self.before, Tensor) else self.before
+
     def score(self, model: nn.Module) -> Score:
         """Return the scores of the original and of this network.
 
@@ -78,9 +88,12 @@ class Scorer:
             with evaluation_mode(model), torch.no_grad():
                 each = getattr(self.evaluate, "per_example", None)
                 value = self.evaluate(model) if each is None else each(model)
-                number = float(value.double().mean()) if isinstance(value, Tensor) else float(value)
         except Exception as error:
             raise ValueError(f"evaluate raised {type(error).__name__}: {error}") from error
+        try:
+            number = float(value.double().mean()) if isinstance(value, Tensor) else float(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"evaluate returned {type(value).__name__}; it must return a number, larger is better") from error
         if not math.isfinite(number):
             raise ValueError(f"evaluate returned {number}; it must return a finite number, larger is better")
         return value.double() if isinstance(value, Tensor) and value.ndim == 1 and len(value) > 1 else number

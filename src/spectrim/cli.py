@@ -13,6 +13,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -140,7 +141,7 @@ def compress_command(
     data
         Labelled images for the report: parquet:FILE, imagefolder:DIR, npz:FILE, fashion-mnist:DIR or a callable.
     out_dir
-        Folder to write; it must not exist.
+        Folder to write; it must be new or empty.
     weights
         Weight file (.safetensors or a torch file of tensors).
     calibration
@@ -326,15 +327,19 @@ def _show(report: Report, folder: str, as_json: bool) -> None:
 
 @contextlib.contextmanager
 def _progress(quiet: bool) -> Iterator[Any]:
-    """Show a bar per stage on the terminal; nothing where the output is a file or JSON."""
+    """Show a bar per stage on a terminal, a line per finished stage in a log, and nothing beside JSON."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True, disable=quiet or not err.is_terminal) as bars:
         tasks: dict[str, TaskID] = {}
+        shares: dict[str, float] = {}
 
         def tell(stage: str, share: float) -> None:
             if stage not in tasks:
                 tasks[stage] = bars.add_task(stage, total=1.0)
             bars.update(tasks[stage], completed=share)
+            finished, shares[stage] = share == 1.0 != shares.get(stage), share
+            if finished and not quiet and not err.is_terminal:
+                err.print(f"{datetime.now():%H:%M:%S} {stage} done", highlight=False)
 
         yield tell
 
@@ -356,9 +361,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CycloptsError as error:
         return _fail(f"{' '.join(str(error).split())} (spectrim --help tells more)", 2)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+        return _fail(" ".join(str(error).split()) or type(error).__name__, 2)
+    except Exception as error:  # of the user's own model or data code, or a mistake of ours
         if os.environ.get("SPECTRIM_TRACEBACK"):
             raise
-        return _fail(" ".join(str(error).split()) or type(error).__name__, 2)
+        return _fail(f"{type(error).__name__}: {' '.join(str(error).split())} (SPECTRIM_TRACEBACK=1 shows where)", 2)
     return 0
 
 

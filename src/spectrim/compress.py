@@ -25,7 +25,7 @@ from spectrim.calibration import collect
 from spectrim.cost import Budget, BudgetError, Keep, MaxDrop
 from spectrim.factorize import ChannelSVD, Factorization, SpatialSVD, describe
 from spectrim.latency import measure
-from spectrim.layer import Example, Survey, survey
+from spectrim.layer import Example, Survey, batch_size, survey
 from spectrim.plan import Plan
 from spectrim.refit import reestimate_batchnorm, refit
 from spectrim.report import Report, Score, budget_text, make_rows
@@ -82,8 +82,8 @@ class Config:
                 f"exclude is the string {self.exclude!r}; it must be a tuple of patterns, such as ({self.exclude!r},)"
             )
         for name in ("multiple_of", "images", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be a whole number of at least 1")
 
     def words(self) -> dict[str, Any]:
         """Return the settings that decide the result, JSON-ready."""
@@ -132,6 +132,8 @@ def compress(
     if evaluate is not None:
         with study.stage("evaluate"):
             scorer = Scorer(evaluate, study.model)
+        if isinstance(budget, MaxDrop) and abs(scorer.mean) > 1:
+            raise ValueError(f"evaluate returned {scorer.mean:g}; MaxDrop needs a fraction between 0 and 1, such as 0.917")
     if isinstance(budget, Keep):
         plan, small = study.shrink(budget)
         score = None
@@ -159,6 +161,7 @@ class Study:
         self.seconds: dict[str, float] = {}
         self.passes: dict[str, float] = {}
         self.probes: list[tuple[float, float]] = []
+        batch_size(example)
         self.model = duplicate(model)
         check_weights(self.model)
         self.example = example
@@ -256,8 +259,6 @@ class Study:
             plan, small = self.shrink(Keep(keep, budget.metric))
             with self.stage("evaluate"):
                 score = scorer.score(small)
-            if abs(score.before) > 1:
-                raise ValueError(f"evaluate returned {score.before:g}; MaxDrop needs a fraction between 0 and 1, such as 0.917")
             kept = plan.cost.of(budget.metric) / total
             self.probes.append((kept, score.drop))
             self.tell("budgets tried", min(0.99, len(self.probes) / 8))

@@ -72,7 +72,10 @@ class Inspection:
 
     def table(self) -> Table:
         """Return a terminal table: for each method the largest rank that pays."""
-        title = f"{self.total.params:,} parameters, {self.total.macs:,} MACs; for each method the largest rank that pays"
+        title = (
+            f"{self.total.params:,} parameters, {self.total.macs:,} MACs. Rank of the kernel, singular values "
+            "that hold 90 and 99 % of its energy, and for each method the largest rank that pays"
+        )
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
         names = list(dict.fromkeys(name for view in self.layers for name in view.methods))
         for name in ("layer", "weight"):

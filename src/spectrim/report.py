@@ -137,12 +137,16 @@ class Report:
             lines.append(f"score on the test images       {self.test.text()}")
         if self.latency is not None:
             old, new = self.latency
+            noisy = "" if new.high_ms < old.low_ms or new.low_ms > old.high_ms else "; no difference beyond the noise"
+            quartiles = f"quartiles {old.low_ms:.2f}-{old.high_ms:.2f}, {new.low_ms:.2f}-{new.high_ms:.2f}"
             lines.append(
                 f"latency, {old.threads} thread         {old.median_ms:.2f} -> {new.median_ms:.2f} ms "
-                f"(quartiles {old.low_ms:.2f}-{old.high_ms:.2f}, {new.low_ms:.2f}-{new.high_ms:.2f}; {old.runs} runs each)"
+                f"({quartiles}; {old.runs} runs each{noisy})"
             )
-        measured = "" if self.measured_harm is None else f", measured after all steps {self.measured_harm:.4f}"
-        lines.append(f"harm predicted before the refit {self.predicted_harm:.4f} {self.harm_unit}{measured}")
+        measured = "" if self.measured_harm is None else f", of the whole network measured at the end {self.measured_harm:.4f}"
+        lines.append(
+            f"harm, sum of the layers' predictions before the refit {self.predicted_harm:.4f} {self.harm_unit}{measured}"
+        )
         lines.append("seconds  " + ", ".join(f"{name} {value:.1f}" for name, value in self.seconds.items()))
         for name, reason in self.skipped.items():
             lines.append(f"left alone  {name}: {reason}")

@@ -75,7 +75,7 @@ def check_output(folder: str | os.PathLike[str]) -> Path:
 
 
 def load(folder: str | os.PathLike[str], model: nn.Module) -> nn.Module:
-    """Return the saved network: the structure from the plan, the weights from the safetensors file.
+    """Return the saved network in eval mode: the structure from the plan, the weights from the safetensors file.
 
     Args:
         folder: What `Result.save` wrote.
@@ -96,4 +96,4 @@ def load(folder: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     except RuntimeError as error:
         first = " ".join(str(error).split())
         raise ValueError(f"the weights in {str(path)!r} do not fit the model and plan: {first}") from error
-    return small
+    return small.eval()
