@@ -155,3 +155,16 @@ def test_batchnorm_is_reestimated():
     fresh = reestimate_batchnorm(model, list(x.split(16)))
     assert (fresh.bn1.running_mean - model.bn1.running_mean).abs().min() > 2
     assert not fresh.bn1.training and fresh.bn1.momentum == model.bn1.momentum
+
+
+def test_a_branch_that_its_batchnorm_silences():
+    """Zero scale before the addition (zero-initialised residual branches): nothing can be paid back, nothing breaks."""
+    x = torch.randn(24, 3, 8, 8)
+    model = settle(Residual(), x)
+    with torch.no_grad():
+        model.bn2.weight.zero_()
+        model.bns.weight[3] = 0
+    batches, moments = prepared(model, x)
+    small = refit(model, everything(model, x, st.SpatialSVD()), batches, moments)
+    torch.testing.assert_close(small(x), model(x), rtol=1e-3, atol=1e-3)
+    assert torch.isfinite(refit(model, everything(model, x, st.ChannelSVD(), 0.5), batches, moments)(x)).all()

@@ -319,7 +319,7 @@ class TwinStream:
         branch, other = args[addition.operand], args[1 - addition.operand]
         view = (-1,) if isinstance(self.model.get_submodule(addition.layer), nn.Linear) else (-1, *(1,) * (output.ndim - 2))
         scale, shift = addition.scale.to(output.dtype).view(view), addition.shift.to(output.dtype).view(view)
-        small = scale.abs() < 1e-3 * scale.abs().max()  # a channel that hardly reaches the sum cannot pay anything back
+        small = scale.abs() <= 1e-3 * scale.abs().max()  # a channel that hardly reaches the sum cannot pay anything back
         owed = torch.where(small, 0, (other[:half] - other[half:]) / torch.where(small, 1, scale))
         self.meet(addition.layer, x[half:], output[:half] + owed, output[half:])
         fitted = scale * self.modules[addition.layer](x[half:]) + shift
