@@ -25,7 +25,7 @@ from spectrim.calibration import collect
 from spectrim.cost import Budget, BudgetError, Keep, MaxDrop
 from spectrim.factorize import ChannelSVD, Factorization, SpatialSVD, describe
 from spectrim.latency import measure
-from spectrim.layer import Example, Survey, batch_size, survey
+from spectrim.layer import Example, Survey, batch_size, survey, tensors_of
 from spectrim.plan import Plan
 from spectrim.refit import reestimate_batchnorm, refit
 from spectrim.report import Report, Score, budget_text, make_rows
@@ -43,7 +43,7 @@ HARM_IMAGES = 512  # calibration images on which the outputs of the two networks
 
 @dataclass(frozen=True)
 class Config:
-    """How to compress; every field has the default that does best on held-out data.
+    """How to compress.
 
     Attributes:
         methods: The decompositions that compete for every layer.
@@ -316,7 +316,7 @@ class Study:
     @property
     def images(self) -> int:
         """How many calibration images were read."""
-        return sum(len(batch) if isinstance(batch, torch.Tensor) else len(next(iter(_values(batch)))) for batch in self.batches)
+        return sum(len(tensors_of(batch)[0]) for batch in self.batches)
 
     def tell(self, stage: str, share: float) -> None:
         """Report progress."""
@@ -341,10 +341,6 @@ def _between(low: float, high: float, drops: dict[float, float], points: float, 
         start, end, target = (math.log(max(value, least)) for value in (drops[high], drops[low], points))
         share = min(0.9, max(0.1, (target - start) / max(end - start, 1e-9)))
     return float(high * (low / high) ** share)
-
-
-def _values(batch: Any) -> Iterable[Any]:
-    return batch.values() if isinstance(batch, dict) else batch
 
 
 def check_weights(model: nn.Module) -> None:

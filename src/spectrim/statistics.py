@@ -5,7 +5,7 @@ and the second moment G of the loss gradient at its output. The loss is the log-
 model's own softmax* (the true Fisher information; no labels are needed). G is summed over the positions of one example,
 covariances are averaged over positions, so that 1/2 tr(G D C D^T) is the loss in nats of changing the kernel by D.
 
-Memory: the statistics, (n^2 + 2 T^2) numbers of four bytes per group and layer with n at most `LARGEST`, and the
+Memory: the statistics, (n^2 + 2 T^2) numbers of eight bytes per group and layer with n at most `LARGEST`, and the
 activations and gradients of one batch.
 """
 

@@ -266,7 +266,6 @@ class TwinStream:
         handles = []
         for name in {*self.sites, *self.modules}:
             handles.append(self.model.get_submodule(name).register_forward_hook(self._hook(name)))
-        # each thread's own dispatch mode intercepts the additions
         try:
             with evaluation_mode(self.model):
                 self.steps.run(lambda chunk: self._forward(chunk, batches[chunk]))
