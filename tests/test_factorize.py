@@ -26,6 +26,7 @@ METHODS = [
     st.SpatialSVD(axis=2),
     st.Tucker2(),
     st.CP(),
+    st.CP(depthwise="kernel"),
     st.TensorTrain(),
     st.TiledSVD(),
     st.TiledSVD(rows=4, columns=1),
@@ -39,6 +40,7 @@ FITS = {  # for how many of the geometries each method must be possible: a metho
     "SpatialSVD(axis=2)": 2,
     "Tucker2": 23,
     "CP": 26,
+    "CP(depthwise='kernel')": 26,
     "TensorTrain": 27,
     "TiledSVD": 21,
     "TiledSVD(rows=4, columns=1)": 19,
@@ -137,6 +139,12 @@ def test_plain_fits_equal_tensorly():
     cp = tensorly.decomposition.parafac(dense, rank=6, n_iter_max=60, init="svd", random_state=state)
     merged = st.CP().merge(st.CP().factors(weight, 6))[0].numpy()
     assert np.linalg.norm(merged - dense) <= 1.05 * np.linalg.norm(tensorly.cp_to_tensor(cp) - dense)
+    flat = dense.reshape(*dense.shape[:2], -1)
+    cp = tensorly.decomposition.parafac(flat, rank=6, n_iter_max=60, init="svd", random_state=state)
+    whole = st.CP(depthwise="kernel")
+    other = whole.merge(whole.factors(weight, 6))[0].numpy()
+    assert np.linalg.norm(other.reshape(flat.shape) - flat) <= 1.05 * np.linalg.norm(tensorly.cp_to_tensor(cp) - flat)
+    assert np.linalg.norm(other - dense) < np.linalg.norm(merged - dense)  # whose terms are a special case
 
 
 def test_channel_svd_in_response_space_beats_every_other_kernel_of_its_rank():
@@ -169,7 +177,7 @@ def test_weighted_spatial_svd_beats_the_plain_one_in_the_norm_that_matters():
     network = nn.Sequential(module)
     (layer,) = st.find_layers(network, x)
     weight, moments = working_weight(layer, module), statistics(network, [layer], [x])["0"]
-    for method in (st.SpatialSVD(), st.SpatialSVD(axis=1), st.InputSVD(), st.CP(), st.TiledSVD()):
+    for method in (st.SpatialSVD(), st.SpatialSVD(axis=1), st.InputSVD(), st.CP(), st.CP("kernel"), st.TiledSVD()):
         rank = method.candidates(layer)[len(method.candidates(layer)) // 3]
         plain = harm(weight, method.merge(method.factors(weight, rank)), moments)
         fitted = harm(weight, method.merge(method.factors(weight, rank, moments)), moments)

@@ -216,6 +216,20 @@ def ridge(covariance: Tensor) -> Tensor:
     return RIDGE * mean.clamp_min(float(1e-6 * largest) if largest > 0 else 1.0)[:, None, None]
 
 
+def channel_roots(weight: Tensor, moments: Moments | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return G^1/2 (g, T, T), Cs^1/2 and Cs^-1/2 (g, S, S), Cs the input covariance averaged over the taps; or identities."""
+    g, t, s = weight.shape[:3]
+    eye = torch.eye(s).to(weight).expand(g, s, s)
+    if moments is None:
+        return torch.eye(t).to(weight).expand(g, t, t), eye, eye
+    root, _ = symmetric_roots(moments.gradient)
+    if moments.covariance is None:
+        return root, eye, eye
+    taps = weight[0, 0, 0].numel()
+    split = (moments.covariance + ridge(moments.covariance) * torch.eye(s * taps).to(weight)).reshape(g, s, taps, s, taps)
+    return root, *symmetric_roots(torch.einsum("gmkpk->gmp", split) / taps)
+
+
 def harm(weight: Tensor, merged: Tensor, moments: Moments | None) -> float:
     """Return the predicted harm of using `merged` (g, T, S, *kernel) in place of `weight`; see the module's idea."""
     change = (weight - merged).flatten(2)  # (g, T, n)

@@ -1,4 +1,4 @@
-"""CP: a sum of r separable kernels (Lebedev et al. 2015), by alternating least squares, the last factor by regression."""
+"""CP: a sum of r separable kernels, by alternating least squares, the last factor by regression."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from spectrim.factorize._base import (
     Fit,
     Moments,
     Rank,
+    channel_roots,
     grid,
     merged_losses,
     pointwise,
@@ -23,23 +24,38 @@ from spectrim.factorize._base import (
 )
 from spectrim.layer import Layer
 
-SWEEPS = 60
-STEPS = 12
+SWEEPS = 60  # of alternating least squares
+STEPS = 24
+WORK = 200_000_000  # multiply-adds of half a sweep: rank times the weight's elements
 
 
 @dataclass(frozen=True)
 class CP(Factorization):
-    """1 x 1 convolution S -> r, one depthwise convolution per spatial axis, 1 x 1 r -> T.
+    """1 x 1 convolution S -> r, depthwise convolution, 1 x 1 r -> T.
 
-    The weight is fitted by alternating least squares in the weight norm; with moments the last factor is then the
-    regression in the input norm.
+    The weight is fitted by alternating least squares; with moments after weighting its outputs by G^1/2 and its inputs by
+    their covariance, and the last factor is then the regression in the input norm.
+
+    Args:
+        depthwise: `axes`: every axis of the kernel is a mode of its own and gets a depthwise convolution (four modes for a
+            2-D kernel). `kernel`: the kernel is one mode, with one depthwise convolution of the kernel's size.
+
+    Raises:
+        ValueError: If `depthwise` is another word.
 
     Reference:
-        Lebedev et al.: Speeding-up convolutional neural networks using fine-tuned CP-decomposition (2015).
+        Lebedev et al.: Speeding-up convolutional neural networks using fine-tuned CP-decomposition (2015). For `kernel`: Guo
+        et al.: Network decoupling: from regular to depthwise separable convolutions (2018).
     """
 
+    depthwise: str = "axes"
     title: ClassVar[str] = "CP"
-    reference: ClassVar[str] = "Lebedev et al. 2015, section 3"
+    reference: ClassVar[str] = "Lebedev et al. 2015, section 3; Guo et al. 2018"
+
+    def __post_init__(self) -> None:
+        """Check the option."""
+        if self.depthwise not in ("axes", "kernel"):
+            raise ValueError(f"CP was given depthwise={self.depthwise!r}; allowed are 'axes' and 'kernel'")
 
     def fits(self, layer: Layer) -> Fit:
         """Need a spatial kernel; the CP decomposition of a matrix is its SVD."""
@@ -49,12 +65,13 @@ class CP(Factorization):
 
     def full_rank(self, layer: Layer) -> int:
         """Return a bound: the product of all modes but the largest."""
-        modes = _modes(layer)
+        modes = [channels // layer.groups for channels in layer.channels] + self._sizes(layer.kernel)
         return math.prod(modes) // max(modes)
 
     def candidates(self, layer: Layer) -> list[Rank]:
-        """Return a geometric grid."""
-        return list(grid(self.full_rank(layer), STEPS)) if self.fits(layer) else []
+        """Return a geometric grid, as far as alternating least squares is quick."""
+        limit = max(1, WORK * layer.groups // math.prod(layer.weight))
+        return [rank for rank in grid(self.full_rank(layer), STEPS) if rank <= limit] if self.fits(layer) else []
 
     def parts(self, layer: Layer, rank: Rank) -> tuple[Layer, ...]:
         """Return the chain of convolutions."""
@@ -63,43 +80,51 @@ class CP(Factorization):
         outputs, inputs = layer.channels
         width = rank * layer.groups
         chain = [pointwise(layer, inputs, width, None)]
-        depthwise = replace(layer, groups=width)
-        for axis in range(len(layer.kernel)):
-            chain.append(spatial(depthwise, (width, width), [axis], chain[-1]))
+        for axes in self._axes(layer.kernel):
+            chain.append(spatial(replace(layer, groups=width), (width, width), axes, chain[-1]))
         return (*chain, replace(pointwise(layer, width, outputs, chain[-1]), bias=layer.bias))
 
     def factors(self, weight: Tensor, rank: Rank, moments: Moments | None = None) -> tuple[Tensor, ...]:
-        """Return (g, r, S, ones), (g * r, 1, 1, one axis each) ..., (g, T, r, ones)."""
+        """Return (g, r, S, ones), (g * r, 1, 1, its axes) for each depthwise part, (g, T, r, ones)."""
         assert isinstance(rank, int)
         g, t, s = weight.shape[:3]
         kernel = weight.shape[3:]
-        groups = [_alternate(weight[index], rank) for index in range(g)]
-        modes = [torch.stack(mode) for mode in zip(*groups, strict=True)]  # (g, size, r) for T, S, k1, ...
-        exact = rank >= math.prod(weight.shape[1:]) // max(weight.shape[1:])
+        tensor = weight.reshape(g, t, s, *self._sizes(kernel))
+        exact = rank >= math.prod(tensor.shape[1:]) // max(tensor.shape[1:])
+        root, scale, inverse = channel_roots(weight, None if exact else moments)
+        weighted = torch.einsum("gut,gtsk,gsv->guvk", root, weight.flatten(3), scale).reshape(tensor.shape)
+        groups = [_alternate(weighted[index], rank) for index in range(g)]
+        modes = [torch.stack(mode) for mode in zip(*groups, strict=True)]  # (g, size, r) for T, S, kernel
+        modes[1] = inverse @ modes[1]
         if not exact:
             modes[0] = regress_last(weight.flatten(2), _products(modes[1:]), moments)
         ones = (1,) * len(kernel)
-        depthwise = []
-        for axis, size in enumerate(kernel):
-            shape = [size if other == axis else 1 for other in range(len(kernel))]
-            depthwise.append(modes[2 + axis].mT.reshape(g * rank, 1, 1, *shape))
-        return modes[1].mT.reshape(g, rank, s, *ones), *depthwise, modes[0].reshape(g, t, rank, *ones)
+        middle = []
+        for mode, axes in zip(modes[2:], self._axes(kernel), strict=True):
+            shape = [size if axis in axes else 1 for axis, size in enumerate(kernel)]
+            middle.append(mode.mT.reshape(g * rank, 1, 1, *shape))
+        return modes[1].mT.reshape(g, rank, s, *ones), *middle, modes[0].reshape(g, t, rank, *ones)
 
     def merge(self, factors: Sequence[Tensor]) -> Tensor:
         """Return the sum of the separable kernels."""
         g, r = factors[0].shape[:2]
         modes = [factors[0].flatten(2).mT, *(factor.reshape(g, r, -1).mT for factor in factors[1:-1])]
         product = factors[-1].flatten(2) @ _products(modes).mT
-        merged: Tensor = product.unflatten(2, [mode.shape[1] for mode in modes])
-        return merged
+        kernel = [max(sizes) for sizes in zip(*(factor.shape[3:] for factor in factors[1:-1]), strict=True)]
+        return product.reshape(*product.shape[:2], -1, *kernel)
 
     def losses(self, weight: Tensor, ranks: Sequence[Rank], moments: Moments | None = None) -> list[float]:
         """Return the harm of each rank's own fit."""
         return merged_losses(self, weight, ranks, moments)
 
+    def _axes(self, kernel: Sequence[int]) -> list[Sequence[int]]:
+        """Return the axes of each depthwise part."""
+        every = range(len(kernel))
+        return [every] if self.depthwise == "kernel" else [[axis] for axis in every]
 
-def _modes(layer: Layer) -> list[int]:
-    return [channels // layer.groups for channels in layer.channels] + list(layer.kernel)
+    def _sizes(self, kernel: Sequence[int]) -> list[int]:
+        """Return the sizes of the modes that the kernel makes."""
+        return [math.prod(kernel)] if self.depthwise == "kernel" else list(kernel)
 
 
 def _products(modes: Sequence[Tensor]) -> Tensor:
@@ -117,23 +142,49 @@ def _alternate(tensor: Tensor, rank: int) -> list[Tensor]:
     bound = math.prod(sizes) // sizes[largest]
     if rank >= bound:
         return _units(tensor, largest, rank)
+    modes = _start(tensor, rank)
+    eye = torch.eye(rank).to(tensor)
+    for _ in range(SWEEPS):
+        grams = [mode.T @ mode for mode in modes]
+        rest = _products([mode[None] for mode in modes[1:]])[0]  # (S * kernel, r)
+        modes[0] = _solved(tensor.flatten(1) @ rest, grams, 0, eye)
+        grams[0] = modes[0].T @ modes[0]
+        seen = torch.einsum("ti,tr->ir", tensor.flatten(1), modes[0]).unflatten(0, sizes[1:])  # (S, k1, ..., r)
+        for mode in range(1, len(sizes)):
+            modes[mode] = _solved(_inner(seen, modes, mode), grams, mode, eye)
+            if mode < len(sizes) - 1:
+                length = modes[mode].norm(dim=0).clamp_min(torch.finfo(tensor.dtype).tiny)
+                modes[mode] = modes[mode] / length
+            grams[mode] = modes[mode].T @ modes[mode]
+    return modes
+
+
+def _start(tensor: Tensor, rank: int) -> list[Tensor]:
+    """Return the leading singular vectors of every unfolding, and random columns after them."""
     generator = torch.Generator().manual_seed(0)
     modes = []
-    for mode, size in enumerate(sizes):  # leading singular vectors first, random columns after them
+    for mode, size in enumerate(tensor.shape):
         left = torch.linalg.svd(tensor.movedim(mode, 0).flatten(1), full_matrices=False).U[:, :rank]
         extra = torch.randn(size, max(rank - left.shape[1], 0), generator=generator).to(tensor)
         modes.append(torch.cat([left, extra / math.sqrt(size)], 1))
-    for _ in range(SWEEPS):
-        for mode in range(len(sizes)):
-            others = [modes[other] for other in range(len(sizes)) if other != mode]
-            design = _products([other[None] for other in others])[0]  # (rest, r)
-            gram = design.T @ design
-            ridge = 1e-9 * gram.diagonal().mean() * torch.eye(rank).to(tensor)
-            solution = torch.linalg.solve(gram + ridge, design.T @ tensor.movedim(mode, 0).flatten(1).T).T
-            modes[mode] = solution
-            if mode < len(sizes) - 1:
-                modes[mode] = solution / solution.norm(dim=0).clamp_min(torch.finfo(tensor.dtype).tiny)
     return modes
+
+
+def _solved(inner: Tensor, grams: Sequence[Tensor], mode: int, eye: Tensor) -> Tensor:
+    """Return the least-squares factor of one mode: inner (size, r) times the inverse of the other modes' joint Gram matrix."""
+    gram = torch.stack([gram for other, gram in enumerate(grams) if other != mode]).prod(0)
+    solution: Tensor = torch.linalg.solve(gram + 1e-9 * gram.diagonal().mean() * eye, inner.T).T
+    return solution
+
+
+def _inner(seen: Tensor, modes: Sequence[Tensor], mode: int) -> Tensor:
+    """Return the tensor, contracted over the outputs (S, k1, ..., r), contracted with all modes but one: (size, r)."""
+    for other in reversed(range(1, len(modes))):
+        if other != mode:
+            shape = [1] * (seen.ndim - 1)
+            shape[other - 1] = len(modes[other])
+            seen = (seen * modes[other].reshape(*shape, -1)).sum(other - 1, keepdim=True)
+    return seen.reshape(-1, seen.shape[-1])
 
 
 def _units(tensor: Tensor, largest: int, rank: int) -> list[Tensor]:

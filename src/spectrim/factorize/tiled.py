@@ -9,7 +9,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from spectrim.factorize._base import Factorization, Fit, Moments, Rank, grid, merged_losses, pointwise, regress_last, spatial
+from spectrim.factorize._base import (
+    Factorization,
+    Fit,
+    Moments,
+    Rank,
+    grid,
+    merged_losses,
+    pointwise,
+    regress_last,
+    ridge,
+    spatial,
+    symmetric_roots,
+)
 from spectrim.layer import Layer
 
 STEPS = 24
@@ -19,8 +31,8 @@ STEPS = 24
 class TiledSVD(Factorization):
     """Kernel with groups=q to p * q * r channels, channel shuffle, 1 x 1 convolution with groups=p.
 
-    Every tile has its own SVD of rank r in the weight norm; with moments the second factor is then the regression in
-    the input norm.
+    Every tile has its own SVD of rank r; with moments in the norm of its own outputs and inputs, and the second factor is
+    then the regression in the input norm.
 
     Args:
         rows: p, tiles along the output channels.
@@ -80,8 +92,9 @@ class TiledSVD(Factorization):
         p, q = self.rows, self.columns
         _, t, s = weight.shape[:3]
         tiles = weight.reshape(p, t // p, q, -1).transpose(1, 2)  # (p, q, T / p, n / q)
-        _, _, vt = torch.linalg.svd(tiles, full_matrices=False)
-        rows = vt[:, :, :rank]  # (p, q, r, n / q)
+        left, right, inverse = self._roots(weight, moments)
+        _, _, vt = torch.linalg.svd(left[:, None] @ tiles @ right, full_matrices=False)
+        rows = vt[:, :, :rank] @ inverse  # (p, q, r, n / q)
         projection = torch.zeros(p, q, rows.shape[3], rank, q).to(weight)
         for column in range(q):
             projection[:, column, :, :, column] = rows[:, column].mT
@@ -90,6 +103,19 @@ class TiledSVD(Factorization):
         last = regress_last(weight.reshape(p, t // p, -1), projection.reshape(p, -1, rank * q), moments)
         first = rows.transpose(0, 1).reshape(q, p * rank, s // q, *weight.shape[3:])
         return first, last.reshape(p, t // p, rank * q, *(1,) * (weight.ndim - 3))
+
+    def _roots(self, weight: Tensor, moments: Moments | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return G^1/2 of each row tile (p, T / p, T / p), C^1/2 and C^-1/2 of each column tile (q, n / q, n / q)."""
+        p, q = self.rows, self.columns
+        t, n = weight.shape[1], weight[0, 0].numel()
+        if moments is None or moments.covariance is None:
+            eye = torch.eye(n // q).to(weight).expand(q, -1, -1)
+            return torch.eye(t // p).to(weight).expand(p, -1, -1), eye, eye
+        gradient = moments.gradient.reshape(p, t // p, p, t // p)
+        covariance = moments.covariance + ridge(moments.covariance) * torch.eye(n).to(weight)
+        split = covariance.reshape(q, n // q, q, n // q)
+        left, _ = symmetric_roots(torch.stack([gradient[i, :, i] for i in range(p)]))
+        return left, *symmetric_roots(torch.stack([split[i, :, i] for i in range(q)]))
 
     def merge(self, factors: Sequence[Tensor]) -> Tensor:
         """Return the tiles side by side."""

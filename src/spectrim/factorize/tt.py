@@ -15,12 +15,12 @@ from spectrim.factorize._base import (
     Fit,
     Moments,
     Rank,
+    channel_roots,
     grid,
     merged_losses,
     pointwise,
     regress_last,
     spatial,
-    symmetric_roots,
 )
 from spectrim.layer import Layer
 
@@ -33,7 +33,8 @@ class TensorTrain(Factorization):
 
     The rank of a convolution is a tuple of one number more than it has spatial axes; that of a linear layer one number. A
     linear layer (T, S) = (t1 t2, s1 s2) becomes a 1 x 1 Conv1d s1 -> t1 r, reshapes and a Linear r s2 -> t2. Cores come
-    from TT-SVD with the output weighted by G^1/2; with moments the last core is the regression in the input norm.
+    from TT-SVD; with moments the outputs are weighted by G^1/2 and the inputs by their covariance before it, and the last
+    core is the regression in the input norm.
 
     Reference:
         Oseledets: Tensor-train decomposition (2011); Novikov et al.: Tensorizing neural networks (2015), for TT-matrix.
@@ -90,13 +91,14 @@ class TensorTrain(Factorization):
         g, t, s = weight.shape[:3]
         kernel = weight.shape[3:]
         ones = [1] * len(kernel)
-        root = symmetric_roots(moments.gradient)[0] if moments is not None else torch.eye(t).to(weight).expand(g, t, t)
-        rest = torch.einsum("gut,gtn->gnu", root, weight.flatten(2))  # (g, S * kernel, T)
+        root, scale, inverse = channel_roots(weight, moments)
+        rest = torch.einsum("gut,gtsk,gsv->gvku", root, weight.flatten(3), scale).flatten(1, 2)  # (g, S * kernel, T)
         cores, projection, before = [], torch.ones(g, 1, 1).to(weight), 1
         for position, size in enumerate([s, *kernel]):
             u, values, vt = torch.linalg.svd(rest.reshape(g, before * size, -1), full_matrices=False)
             width = rank[position]
             core = _pad(u[:, :, :width], width)  # (g, before * size, width)
+            core = inverse @ core if position == 0 else core
             rest = _pad(values[:, :width, None] * vt[:, :width], width, 1)
             shape = [size if axis == position - 1 else 1 for axis in range(len(kernel))]
             inputs = s if position == 0 else before  # the first core has the input channels where others have the rank before
