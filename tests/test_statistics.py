@@ -89,7 +89,7 @@ def test_modes_without_gradient_and_with_other_outputs(monkeypatch):
     layers = st.find_layers(odd, x)
     moments = statistics(odd, layers, [x])
     assert moments["twice"].count == 2 * 8 * 36 and torch.isfinite(moments["stem"].gradient).all()
-    still = statistics(odd, layers, [x], gradient=False)
+    still = statistics(odd, layers, [x], harm=None)
     assert torch.equal(still["left"].gradient[0], torch.eye(4, dtype=torch.float64))
     dense = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 1))
     image = statistics(dense, st.find_layers(dense, x[0]), [x[0]])

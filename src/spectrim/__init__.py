@@ -1,7 +1,8 @@
 """spectrim makes trained convolutional networks smaller and faster by low-rank factorization."""
 
 from spectrim.accuracy import Accuracy
-from spectrim.compress import Config, compress
+from spectrim.compress import compress
+from spectrim.config import Config
 from spectrim.cost import BudgetError, Cost, Keep, MaxDrop
 from spectrim.factorize import (
     CP,
@@ -18,7 +19,7 @@ from spectrim.layer import Layer, find_layers
 from spectrim.plan import Option, Plan
 from spectrim.report import Report
 from spectrim.result import Result, load
-from spectrim.search import ALDS, VBMF, Energy, Knapsack, Search, Uniform
+from spectrim.search import ALDS, VBMF, Energy, Greedy, Interaction, Knapsack, Search, Similarity, Uniform
 from spectrim.surgery import apply, cost, plan_from
 
 __version__ = "0.1.0"
@@ -34,7 +35,9 @@ __all__ = [
     "Cost",
     "Energy",
     "Factorization",
+    "Greedy",
     "InputSVD",
+    "Interaction",
     "Keep",
     "Knapsack",
     "Layer",
@@ -44,6 +47,7 @@ __all__ = [
     "Report",
     "Result",
     "Search",
+    "Similarity",
     "SpatialSVD",
     "TensorTrain",
     "TiledSVD",

@@ -11,24 +11,27 @@ from torch import Tensor
 from spectrim.layer import Example, tensors_of
 
 
-def collect(calibration: Iterable[Any] | None, example: Example, images: int, batch: int) -> list[Example]:
-    """Read at most `images` examples and cut them into batches.
+def collect(
+    calibration: Iterable[Any] | None, example: Example, images: int, batch: int, *, more: int = 0
+) -> tuple[list[Example], list[Example]]:
+    """Read at most `images` examples, and at most `more` behind them, and cut both into batches.
 
     Args:
         calibration: Iterable of inputs or (inputs, targets), or one tensor; None gives no batches.
         example: Says what inputs look like: a tensor, a tuple of tensors or a dict of tensors.
         images: How many are read at most; they stay in memory.
         batch: Size of the batches returned.
+        more: How many are read beyond them; only whole batches of these are kept.
 
     Returns:
-        Batches on the device and in the dtype of the example.
+        Both lists of batches, on the device and in the dtype of the example.
 
     Raises:
         ValueError: If there is nothing, a shape differs from the example's, or a value is not finite.
         TypeError: If it is no iterable, or what it gives has no tensors.
     """
     if calibration is None:
-        return []
+        return [], []
     if isinstance(calibration, Tensor):
         calibration = [calibration]
     if not isinstance(calibration, Iterable):
@@ -46,14 +49,19 @@ def collect(calibration: Iterable[Any] | None, example: Example, images: int, ba
                 )
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 raise ValueError("the calibration data holds NaN or infinite values")
-            column.append(tensor[: images - count].to(like))
+            column.append(tensor[: images + more - count].to(like))
         count += len(columns[0][-1])
-        if count >= images:
+        if count >= images + more:
             break
     if not count:
         raise ValueError("the calibration data is empty; give at least one batch (a generator can be read only once)")
     whole = [torch.cat(column) for column in columns]
-    return [_like(example, [column[start : start + batch] for column in whole]) for start in range(0, count, batch)]
+    first = min(count, images)
+    cuts = [(start, min(start + batch, first)) for start in range(0, first, batch)]
+    beyond = [(start, start + batch) for start in range(first, count - batch + 1, batch)]
+    return tuple(  # type: ignore[return-value]
+        [_like(example, [column[start:stop] for column in whole]) for start, stop in part] for part in (cuts, beyond)
+    )
 
 
 def _inputs(item: Any, example: Example) -> list[Tensor]:

@@ -25,7 +25,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 import spectrim
 from spectrim._inputs import DEFAULT_INPUT, first_examples, parse_shape, split_data
 from spectrim.accuracy import Accuracy, Scorer
-from spectrim.compress import Config, compress
+from spectrim.compress import compress
+from spectrim.config import Config
 from spectrim.cost import Budget, BudgetError, Keep, MaxDrop
 from spectrim.demo import run_demo
 from spectrim.factorize import Factorization, parse
@@ -154,7 +155,7 @@ def compress_command(
     metric
         params or macs.
     methods
-        Comma-separated decompositions, such as ChannelSVD,SpatialSVD,Tucker2.
+        Comma-separated decompositions, such as ChannelSVD,SpatialSVD,Tucker2; SpatialSVD and CP stand for both of their kinds.
     search
         Rank selection.
     exclude
@@ -289,9 +290,9 @@ def _methods(text: str | None) -> tuple[Factorization, ...]:
     if text is None:
         return Config().methods
     methods = [parse(name.strip()) for name in text.split(",")]
-    if any(type(method).__name__ == "SpatialSVD" for method in methods):
-        methods.append(parse("SpatialSVD", {"axis": 1}))
-    return tuple(methods)
+    names = {type(method).__name__ for method in methods}
+    other: dict[str, dict[str, Any]] = {"SpatialSVD": {"axis": 1}, "CP": {"depthwise": "kernel"}}
+    return (*methods, *(parse(name, options) for name, options in other.items() if name in names))
 
 
 def _search(name: str | None) -> Any:

@@ -6,14 +6,11 @@ bisection over budgets that uses statistics and menu again and evaluates every n
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import math
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,76 +19,26 @@ from torch import nn
 from spectrim.accuracy import Evaluate, Scorer
 from spectrim.cache import Cache, fingerprint, pack, unpack
 from spectrim.calibration import collect
-from spectrim.cost import Budget, BudgetError, Keep, MaxDrop
-from spectrim.factorize import ChannelSVD, Factorization, SpatialSVD, describe
+from spectrim.config import Config
+from spectrim.cost import Budget, BudgetError, Keep, MaxDrop, Metric
+from spectrim.harm import is_logits, output_harm
 from spectrim.latency import measure
-from spectrim.layer import Example, Survey, batch_size, survey, tensors_of
+from spectrim.layer import Example, Survey, batch_size, call, evaluation_mode, survey, tensors_of
 from spectrim.plan import Plan
-from spectrim.refit import reestimate_batchnorm, refit
+from spectrim.probe import NetworkProbe, account, count
+from spectrim.refit import Refitted, reestimate_batchnorm, refit
 from spectrim.report import Report, Score, budget_text, make_rows
 from spectrim.result import Result
 from spectrim.score import build_options, measured_harm
 from spectrim.score.menu import excluded
-from spectrim.score.rescore import rescored, restored
-from spectrim.search import Knapsack, Menu, Search
+from spectrim.score.rescore import MEASURED, Data, rescored, restored
+from spectrim.search import Menu
 from spectrim.statistics import statistics
 from spectrim.surgery import apply, cost, duplicate, skeleton
 
 RESOLUTION = 1.02  # MaxDrop stops when the budgets that hold and break the bound are this close, as a ratio
 HARM_IMAGES = 512  # calibration images on which the outputs of the two networks are compared
-
-
-@dataclass(frozen=True)
-class Config:
-    """How to compress.
-
-    Attributes:
-        methods: The decompositions that compete for every layer.
-        search: The rank selection.
-        exclude: Name patterns of layers to leave alone, such as `("head*",)`.
-        multiple_of: Only ranks that are multiples of this (8 suits many devices).
-        refit: Fit every layer again to the inputs that the compressed prefix gives it.
-        batchnorm: Re-estimate BatchNorm statistics on the calibration images at the end.
-        gradient: Weigh outputs by the loss gradient; False never goes backward.
-        images: How many calibration images are read at most.
-        batch: Images that go through the network at once.
-        seed: Of sampled labels and positions.
-        cache: Folder that keeps finished pieces of work, so that the same call goes on where it was interrupted.
-        progress: Called with the name of the stage and the share of it that is done.
-    """
-
-    methods: tuple[Factorization, ...] = (ChannelSVD(), SpatialSVD(), SpatialSVD(axis=1))
-    search: Search = field(default_factory=Knapsack)
-    exclude: tuple[str, ...] = ()
-    multiple_of: int = 1
-    refit: bool = True
-    batchnorm: bool = False
-    gradient: bool = True
-    images: int = 1024
-    batch: int = 128
-    seed: int = 0
-    cache: str | os.PathLike[str] | None = None
-    progress: Callable[[str, float], None] | None = None
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        if not self.methods or not all(isinstance(method, Factorization) for method in self.methods):
-            raise TypeError(f"methods is {self.methods!r}; it must hold decompositions, such as (ChannelSVD(), SpatialSVD())")
-        if isinstance(self.exclude, str):
-            raise TypeError(
-                f"exclude is the string {self.exclude!r}; it must be a tuple of patterns, such as ({self.exclude!r},)"
-            )
-        for name in ("multiple_of", "images", "batch"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be a whole number of at least 1")
-
-    def words(self) -> dict[str, Any]:
-        """Return the settings that decide the result, JSON-ready."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("cache", "progress")}
-        values["methods"] = [describe(method) for method in self.methods]
-        values["search"] = repr(self.search)
-        values["exclude"] = list(self.exclude)
-        return values
+MEMORY = 1 << 30  # bytes of images that a rank selection may have beyond the calibration's
 
 
 def compress(
@@ -165,7 +112,9 @@ class Study:
         self.model = duplicate(model)
         check_weights(self.model)
         self.example = example
-        self.batches = collect(calibration, example, config.images, config.batch)
+        size = sum(x[:1].numel() * x.element_size() for x in tensors_of(example))
+        extra = min(config.search.images, MEMORY // max(size, 1))
+        self.batches, self.more = collect(calibration, example, config.images, config.batch, more=extra)
         found = survey(self.model, example)
         self.original = cost(self.model, example)
         left = {layer.name: "excluded by the configuration" for layer in found.layers if excluded(layer.name, config.exclude)}
@@ -174,12 +123,15 @@ class Study:
             names = ", ".join(layer.name for layer in found.layers)
             raise ValueError(f"exclude has {unknown[0]!r}, which matches no layer; the layers are {names}")
         self.survey = Survey(tuple(layer for layer in found.layers if layer.name not in left), found.skipped | left)
-        self.harm_unit = "nats" if self.batches else "relative squared weight error"
-        words = f"{config.seed} {config.gradient} {config.batch} {config.exclude} {torch.__version__}"
-        self.cache = Cache(config.cache, fingerprint(self.model, self.batches, words) if config.cache is not None else "")
+        self.harm = config.harm or output_harm
+        self.refitted: dict[str, Refitted] = {}  # the last ones
+        words = f"{config.seed} {config.gradient} {config.batch} {config.exclude} {self.harm} {torch.__version__}"
+        self.cache = Cache(
+            config.cache, fingerprint(self.model, [*self.batches, *self.more], words) if config.cache is not None else ""
+        )
         self.moments = self._statistics() if self.batches else None
         self.menu = self._menu()
-        self.menus: dict[str, Menu] = {}  # the same menu under the scores of other rank selections
+        self.menus: dict[tuple[str, Metric], Menu] = {}  # the same menu under the scores of other rank selections
 
     def _statistics(self) -> Any:
         kept = self.cache.read("moments")
@@ -191,11 +143,10 @@ class Study:
                 self.survey.layers,
                 self.batches,
                 seed=self.config.seed,
-                gradient=self.config.gradient,
+                harm=self.harm if self.config.gradient else None,
                 progress=lambda share: self.tell("statistics", share),
             )
-            self.passes["forward"] = 1.0
-            self.passes["backward"] = float(self.config.gradient)
+            self._passed(forward=1.0, backward=float(self.config.gradient))
         self.cache.write("moments", pack(moments), {})
         return moments
 
@@ -211,14 +162,77 @@ class Study:
             )
             return Menu(rows, self.original)
 
-    def shrink(self, budget: Keep) -> tuple[Plan, nn.Module]:
-        """Choose a plan within the budget and build it, refitted."""
-        with self.stage("search"):
-            search = self.config.search
-            if search.score != "response" and search.score not in self.menus:
-                self.menus[search.score] = rescored(self.menu, search.score, self.model)
-            plan = restored(search.select(self.menus.get(search.score, self.menu), budget), self.menu)
+    @property
+    def harm_unit(self) -> str:
+        """What the menu's harms are."""
+        if not self.batches:
+            return "relative squared weight error"
+        if self.config.harm is not None:
+            return str(self.config.words()["harm"])
+        with torch.no_grad(), evaluation_mode(self.model):
+            return "nats" if is_logits(call(self.model, self.example)) else "relative squared error"
+
+    def shrink(self, budget: Keep, *, measure: bool = True) -> tuple[Plan, nn.Module]:
+        """Choose a plan within the budget and build it, refitted; without `measure` by predictions only."""
+        plan = self.select(budget, measure=measure)
         return plan, self.build(plan)
+
+    def select(self, budget: Keep, *, measure: bool = True) -> Plan:
+        """Choose a plan within the budget."""
+        search = self.config.search
+        name = f"plan {budget} {measure} {self.config.words()}"
+        kept = self.cache.read(name)
+        if kept is not None:
+            return Plan.from_json(kept[1]["plan"])
+        with self.stage("search"):
+            if search.score != "response" and (search.score, budget.metric) not in self.menus:
+                data = Data(self.batches, self.moments, self.harm) if self.moments is not None else None
+                self.menus[search.score, budget.metric] = rescored(self.menu, search.score, self.model, budget.metric, data)
+                if search.score in MEASURED:
+                    tried = sum(len(row) - 1 for row in self.menus[search.score, budget.metric].options)
+                    self._passed(forward=float(tried) if search.score == "measured" else 1.0)
+            menu = self.menus.get((search.score, budget.metric), self.menu)
+            probe = self._probe() if measure else None
+            plan = restored(search.select(menu, budget, probe), self.menu)
+            if probe is not None:
+                self._passed(**{kind: count / max(self.images, 1) for kind, count in probe.passes.items()})
+        self.cache.write(name, {}, {"plan": plan.to_json()})
+        return plan
+
+    def _probe(self) -> NetworkProbe | None:
+        """Return what measures for the search, if there are images enough."""
+        wanted = self.config.search.images
+        if not wanted or self.moments is None or 4 * count(self.more) < wanted:
+            return None
+        cut = -(-2 * len(self.more) // 3)
+        return NetworkProbe(
+            self.model,
+            self.moments,
+            self._fit,
+            self.harm,
+            self.more[:cut],
+            self.more[cut:],
+            tell=lambda share: self.tell("search", 0.99 * share),
+        )
+
+    def _fit(self, plan: Plan) -> Refitted:
+        """Return the refitted network of a plan; the last two are remembered, since searches come back to them."""
+        name = plan.to_json()
+        if name not in self.refitted:
+            self.refitted = dict(list(self.refitted.items())[-1:])
+            if self.moments is None or not self.config.refit:
+                self.refitted[name] = Refitted(apply(plan, self.model, moments=self.moments), {})
+            else:
+                self.refitted[name] = refit(
+                    self.model,
+                    plan,
+                    self.batches,
+                    self.moments,
+                    seed=self.config.seed,
+                    progress=lambda share: self.tell("refit", share),
+                )
+                self._passed(forward=2.0)
+        return self.refitted[name]
 
     def build(self, plan: Plan) -> nn.Module:
         """Return the network that a plan makes of the original."""
@@ -228,40 +242,28 @@ class Study:
             small = skeleton(plan, self.model)
             small.load_state_dict(kept[0])
             return small
-        if self.moments is None or not self.config.refit:
-            with self.stage("factorize"):
-                small = apply(plan, self.model, moments=self.moments)
-        else:
-            with self.stage("refit"):
-                small = refit(
-                    self.model,
-                    plan,
-                    self.batches,
-                    self.moments,
-                    seed=self.config.seed,
-                    progress=lambda share: self.tell("refit", share),
-                )
-                self.passes["forward"] = self.passes.get("forward", 0.0) + 2.0
+        with self.stage("refit" if self.moments is not None and self.config.refit else "factorize"):
+            small = self._fit(plan).model
         if self.config.batchnorm and self.batches:
             with self.stage("batchnorm"):
                 small = reestimate_batchnorm(small, self.batches)
-                self.passes["forward"] = self.passes.get("forward", 0.0) + 1.0
+                self._passed(forward=1.0)
         self.cache.write(name, dict(small.state_dict()), {})
         return small
 
+    def _passed(self, **passes: float) -> None:
+        for kind, number in passes.items():
+            self.passes[kind] = self.passes.get(kind, 0.0) + number
+
     def most_compressed(self, budget: MaxDrop, scorer: Scorer) -> Result:
-        """Bisect over kept fractions; every network that could be returned has been evaluated."""
+        """Bisect over kept fractions by predictions; every network that could be returned has been evaluated."""
         total = self.original.of(budget.metric)
         low, high, best = self._least(budget.metric), 1.0, None
         drops = {high: 0.0}
         while high / low > RESOLUTION:
             keep = _between(low, high, drops, budget.points, len(self.probes))
-            plan, small = self.shrink(Keep(keep, budget.metric))
-            with self.stage("evaluate"):
-                score = scorer.score(small)
+            plan, small, score = self._try(Keep(keep, budget.metric), scorer, measure=False)
             kept = plan.cost.of(budget.metric) / total
-            self.probes.append((kept, score.drop))
-            self.tell("budgets tried", min(0.99, len(self.probes) / 8))
             if score.drop <= budget.points + 1e-9:
                 high, best = min(keep, kept), (plan, small, score)
                 drops[high] = score.drop
@@ -274,7 +276,19 @@ class Study:
                 f"{budget_text(budget)} cannot be met: keeping {100 * kept:.1f} % of the {budget.metric} already loses "
                 f"{drop:.2f} points; allow more points, or give more calibration images"
             )
+        if self._probe() is not None:  # what predictions alone just missed, measured choices may reach
+            tried = self._try(Keep(low, budget.metric), scorer, measure=True)
+            best = tried if tried[2].drop <= budget.points + 1e-9 else best
         return self.result(budget, *best)
+
+    def _try(self, keep: Keep, scorer: Scorer, *, measure: bool) -> tuple[Plan, nn.Module, Score]:
+        """Shrink, evaluate and note."""
+        plan, small = self.shrink(keep, measure=measure)
+        with self.stage("evaluate"):
+            score = scorer.score(small)
+        self.probes.append((plan.cost.of(keep.metric) / self.original.of(keep.metric), score.drop))
+        self.tell("budgets tried", min(0.99, len(self.probes) / 9))
+        return plan, small, score
 
     def _least(self, metric: Any) -> float:
         total = self.original.of(metric)
@@ -289,10 +303,13 @@ class Study:
         after = cost(small, self.example)
         if after != plan.cost:
             raise AssertionError(f"the built network costs {after}, the plan says {plan.cost}; please report this")
-        harm = None
-        if self.batches:
+        harm, interactions = None, None
+        if self.moments is not None:
+            seen = self.batches[: max(1, HARM_IMAGES // self.config.batch)]
             with self.stage("report"):
-                harm = measured_harm(self.model, small, self.batches[: max(1, HARM_IMAGES // self.config.batch)])
+                harm = measured_harm(self.model, small, seen, self.harm)
+                if plan and self.config.gradient:
+                    interactions = account(self.model, small, plan, Data(seen, self.moments, self.harm))
         with self.stage("latency"):
             old, new = measure([self.model, small], self.example)
         report = Report(
@@ -304,6 +321,7 @@ class Study:
             plan.harm,
             harm,
             self.harm_unit,
+            interactions,
             score,
             latency=(old, new),
             seconds=dict(self.seconds),
@@ -315,8 +333,8 @@ class Study:
 
     @property
     def images(self) -> int:
-        """How many calibration images were read."""
-        return sum(len(tensors_of(batch)[0]) for batch in self.batches)
+        """How many calibration images statistics and refit use."""
+        return count(self.batches)
 
     def tell(self, stage: str, share: float) -> None:
         """Report progress."""

@@ -35,6 +35,7 @@ ALL: tuple[Factorization, ...] = (
     SpatialSVD(axis=1),
     Tucker2(),
     CP(),
+    CP(depthwise="kernel"),
     TensorTrain(),
     TiledSVD(),
 )

@@ -8,7 +8,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from spectrim.report import Report
+    from spectrim.report import Interactions, Report
 
 
 def render(report: Report) -> str:
@@ -36,6 +36,11 @@ def _plots(report: Report) -> list[tuple[str, str]]:
     """Return caption and SVG of each plot."""
     plots = [("MACs of each layer, before and after", _bars(report, "macs", "MACs of one example"))]
     plots.append(("Parameters of each layer, before and after", _bars(report, "params", "parameters")))
+    found = report.interactions
+    if found is not None and found.layers:
+        plots.append(("Harm that restoring each layer alone would take away", _marginal(found, report.harm_unit)))
+    if found is not None and len(found.layers) > 1:
+        plots.append(("Which layers' harms belong together: red adds up, blue pays back", _partners(found, report.harm_unit)))
     if report.probes:
         plots.append(("What MaxDrop tried: points lost at each budget", _probes(report)))
     return plots
@@ -70,6 +75,36 @@ def _probes(report: Report) -> str:
     axes.set_xlabel("kept, %")
     axes.set_ylabel("drop, points")
     axes.spines[["top", "right"]].set_visible(False)
+    return _svg(figure)
+
+
+def _marginal(found: Interactions, unit: str) -> str:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 1 + 0.2 * len(found.layers)))
+    axes = figure.subplots()
+    places = list(range(len(found.layers)))
+    axes.barh(places, found.marginal, color="#2f6fa8", height=0.6)
+    axes.set_yticks(places, list(found.layers), fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlabel(unit)
+    axes.spines[["top", "right"]].set_visible(False)
+    return _svg(figure)
+
+
+def _partners(found: Interactions, unit: str) -> str:
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    size = len(found.layers)
+    figure = Figure(figsize=(2.5 + 0.22 * size, 1.5 + 0.22 * size))
+    axes = figure.subplots()
+    shared = np.array(found.partners) * (1 - np.eye(size))
+    limit = max(float(np.abs(shared).max()), 1e-12)
+    image = axes.imshow(shared, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    axes.set_xticks(range(size), list(found.layers), fontsize=7, rotation=90)
+    axes.set_yticks(range(size), list(found.layers), fontsize=7)
+    figure.colorbar(image, ax=axes, label=unit, shrink=0.7)
     return _svg(figure)
 
 

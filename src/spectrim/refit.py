@@ -10,7 +10,7 @@ lowered input is too large are regressed on their own dense response instead (T 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +84,14 @@ class Regression(Site):
         return fitted(option, self.module, kernel, norm, linear=linear)
 
 
+@dataclass(frozen=True)
+class Refitted:
+    """The compressed network, and the solved regressions by layer, which can fit other options to the same inputs."""
+
+    model: nn.Module
+    sites: dict[str, Regression]
+
+
 def _at(kind: str, y: Tensor, index: tuple[Tensor, ...]) -> Tensor:
     """Return outputs at the drawn positions, (M, T)."""
     index = tuple(axis.to(y.device) for axis in index)
@@ -99,7 +107,7 @@ def refit(
     *,
     seed: int = 0,
     progress: Callable[[float], None] = lambda share: None,
-) -> nn.Module:
+) -> Refitted:
     """Return the factorized copy of the network whose layers are fitted one after the other, inputs as they will be.
 
     It costs about two forward passes over the images used. Layers that one forward calls more than once are fitted to
@@ -118,12 +126,12 @@ def refit(
     """
     small = duplicate(model)
     if not plan:
-        return small
+        return Refitted(small, {})
     original = duplicate(model).eval()
     found = trace(original, list(plan), _head(batches[0], 2))
     batches = _fitting(batches, found.bytes_per_example)
     sampler = Sampler(seed, sum(len(tensors_of(batch)[0]) for batch in batches))
-    sites: dict[str, Site] = {}
+    sites: dict[str, Regression] = {}
     fixed: dict[str, nn.Module] = {}
     for name, option in plan.items():
         module = module_of(small, option)  # free of the hooks that the stream adds
@@ -131,11 +139,11 @@ def refit(
             sites[name] = Regression(option, module, moments[name], sampler)
         else:
             fixed[name] = factorized(option, module, moments[name])
-    stream = TwinStream(original, found, sites, fixed, lambda done: progress(done / max(len(sites), 1)))
+    stream = TwinStream(original, found, dict(sites), fixed, lambda done: progress(done / max(len(sites), 1)))
     for name, module in stream.run(batches).items():
         module.train(small.get_submodule(name).training)
         replace_module(small, name, module)
-    return small
+    return Refitted(small, sites)
 
 
 def reestimate_batchnorm(model: nn.Module, batches: Sequence[Example]) -> nn.Module:

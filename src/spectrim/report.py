@@ -57,6 +57,33 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Interactions:
+    """How far the plan's prediction can be trusted, and which layers' harms belong together.
+
+    Attributes:
+        predicted: Harm of the chosen options before the refit, interactions included.
+        layers: The replaced layers.
+        marginal: Harm that restoring each layer alone would take away from the compressed network.
+        partners: Matrix (layers x layers), symmetric: harm that two layers do together beyond what each does alone; negative
+            where one pays back what the other does. The diagonal is what each does alone.
+    """
+
+    predicted: float
+    layers: tuple[str, ...]
+    marginal: tuple[float, ...]
+    partners: tuple[tuple[float, ...], ...]
+
+    def strongest(self, count: int = 3) -> list[tuple[str, str, float]]:
+        """Return the pairs with the largest shared harm, by magnitude."""
+        pairs = [
+            (first, second, self.partners[i][j])
+            for i, first in enumerate(self.layers)
+            for j, second in enumerate(self.layers[:i])
+        ]
+        return sorted(pairs, key=lambda pair: -abs(pair[2]))[:count]
+
+
+@dataclass(frozen=True)
 class Report:
     """The account of one compression.
 
@@ -67,7 +94,8 @@ class Report:
         skipped: The other weighted modules and why.
         predicted_harm: Sum of the chosen options' harms, without refit, in `harm_unit`.
         measured_harm: KL divergence of the outputs on calibration images (nats), or relative squared error; None without any.
-        harm_unit: `nats` or `relative squared weight error`.
+        harm_unit: `nats`, `relative squared error`, the user's harm by name, or without data `relative squared weight error`.
+        interactions: Prediction with interactions, marginal harms and partners; None without calibration data.
         selection: Score on the data that decisions were made on; None without evaluate.
         test: Score on data read once, for this report; None unless given.
         latency: Measured time before and after.
@@ -85,6 +113,7 @@ class Report:
     predicted_harm: float
     measured_harm: float | None
     harm_unit: str
+    interactions: Interactions | None = None
     selection: Score | None = None
     test: Score | None = None
     latency: tuple[Latency, Latency] | None = None
@@ -143,10 +172,12 @@ class Report:
                 f"latency, {old.threads} thread         {old.median_ms:.2f} -> {new.median_ms:.2f} ms "
                 f"({quartiles}; {old.runs} runs each{noisy})"
             )
-        measured = "" if self.measured_harm is None else f", of the whole network measured at the end {self.measured_harm:.4f}"
-        lines.append(
-            f"harm, sum of the layers' predictions before the refit {self.predicted_harm:.4f} {self.harm_unit}{measured}"
-        )
+        joint = "" if self.interactions is None else f", with interactions {self.interactions.predicted:.4f}"
+        measured = "" if self.measured_harm is None else f"; measured after the refit {self.measured_harm:.4f}"
+        lines.append(f"harm, predicted layer by layer {self.predicted_harm:.4f} {self.harm_unit}{joint}{measured}")
+        if self.interactions is not None and len(self.interactions.layers) > 1:
+            pairs = [f"{first} and {second} {value:+.4f}" for first, second, value in self.interactions.strongest()]
+            lines.append(f"interactions, strongest  {', '.join(pairs)}")
         lines.append("seconds  " + ", ".join(f"{name} {value:.1f}" for name, value in self.seconds.items()))
         for name, reason in self.skipped.items():
             lines.append(f"left alone  {name}: {reason}")

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spectrim.factorize import Moments
+from spectrim.harm import Harm, curvature_root, detached, floats, is_logits, output_harm
 from spectrim.layer import Example, Layer, call, evaluation_mode, tensors_of
 
 POSITIONS = 65536  # sampled positions per layer for input covariances
@@ -167,7 +168,7 @@ def statistics(
     batches: Sequence[Example],
     *,
     seed: int = 0,
-    gradient: bool = True,
+    harm: Harm | None = output_harm,
     progress: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Moments]:
     """Return the moments of every layer from one sweep.
@@ -177,7 +178,8 @@ def statistics(
         layers: From `find_layers`.
         batches: Calibration inputs, each in the form of the example.
         seed: Of sampled labels and positions.
-        gradient: False never goes backward and uses G = I: layers then differ only by the size of their responses.
+        harm: Its curvature weighs the outputs. None never goes backward and uses G = I: layers then differ only by the size
+            of their responses.
         progress: Called with the share done after each batch.
 
     Returns:
@@ -189,17 +191,17 @@ def statistics(
     labels = torch.Generator().manual_seed(seed)
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     handles = [
-        model.get_submodule(layer.name).register_forward_hook(_observer(sums[layer.name], sampler, gradient))
+        model.get_submodule(layer.name).register_forward_hook(_observer(sums[layer.name], sampler, harm is not None))
         for layer in layers
     ]
     try:
-        with evaluation_mode(model), torch.set_grad_enabled(gradient):
+        with evaluation_mode(model), torch.set_grad_enabled(harm is not None):
             for parameter, _ in flags:
                 parameter.requires_grad_(False)
             for done, batch in enumerate(batches, 1):
-                outputs = call(model, _attached(batch) if gradient else batch)
-                if gradient:
-                    _sampled_loss(outputs, labels).backward()
+                outputs = call(model, attached(batch) if harm is not None else batch)
+                if harm is not None:
+                    _sampled_loss(outputs, harm, labels).backward()
                 progress(done / len(batches))
     finally:
         for handle in handles:
@@ -209,13 +211,13 @@ def statistics(
     return {name: _moments(total, examples) for name, total in sums.items()}
 
 
-def _attached(batch: Example) -> Example:
+def attached(batch: Example) -> Example:
     """Return the batch with inputs that require a gradient, so that one flows through frozen weights."""
     if isinstance(batch, Tensor):
         return batch.detach().requires_grad_() if batch.is_floating_point() else batch
     if isinstance(batch, dict):
-        return {key: _attached(value) for key, value in batch.items()}  # type: ignore[misc]
-    return tuple(_attached(value) for value in batch)  # type: ignore[misc]
+        return {key: attached(value) for key, value in batch.items()}  # type: ignore[misc]
+    return tuple(attached(value) for value in batch)  # type: ignore[misc]
 
 
 def _observer(sums: _Sums, sampler: Sampler, gradient: bool) -> Any:
@@ -244,30 +246,20 @@ def _add_gradient(sums: _Sums, grad: Tensor) -> None:
     sums.gradient = moment if sums.gradient is None else sums.gradient + moment
 
 
-def _sampled_loss(outputs: Any, generator: torch.Generator) -> Tensor:
-    """Return a loss, summed over examples, whose gradient's second moment is the Fisher information of the outputs.
+def _sampled_loss(outputs: Any, harm: Harm, generator: torch.Generator) -> Tensor:
+    """Return a loss, summed over examples, whose gradient's second moment is the curvature of the harm at the outputs.
 
-    Logits (N, K): labels drawn from the softmax. Anything else: a Gaussian of each output's own standard deviation.
+    Logits: the log-likelihood of labels drawn from the softmax. Anything else: see `curvature_root`.
     """
-    floats = [tensor for tensor in tensors_of(outputs) if tensor.is_floating_point() and tensor.requires_grad]
-    if not floats:
+    found = [tensor for tensor in floats(outputs) if tensor.requires_grad]
+    if not found:
         raise ValueError("the model returns no floating-point tensor to measure harm on")
-    if is_logits(outputs):
-        (logits,) = floats
+    if harm is output_harm and is_logits(outputs):
+        (logits,) = found
         labels = torch.multinomial(logits.detach().float().softmax(1).cpu(), 1, generator=generator)[:, 0]
         return functional.cross_entropy(logits.float(), labels.to(logits.device), reduction="sum")
-    loss = floats[0].new_zeros(())
-    for tensor in floats:
-        noise = torch.randn(tensor.shape, generator=generator).to(tensor.device)
-        scale = tensor.detach().float().std().clamp_min(1e-12) * math.sqrt(tensor[0].numel())
-        loss = loss + (tensor.float() * noise).sum() / scale
-    return loss
-
-
-def is_logits(outputs: Any) -> bool:
-    """Return whether the outputs are class logits: one floating-point matrix with at least two columns."""
-    tensors = [tensor for tensor in tensors_of(outputs) if tensor.is_floating_point()]
-    return len(tensors) == 1 and tensors[0].ndim == 2 and tensors[0].shape[1] >= 2
+    noise = curvature_root(outputs, detached(outputs), harm, generator)
+    return torch.stack([(x.float() * v).sum() for x, v in zip(floats(outputs), noise, strict=True)]).sum()
 
 
 def _moments(sums: _Sums, examples: int) -> Moments:

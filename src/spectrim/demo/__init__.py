@@ -13,7 +13,8 @@ from safetensors.torch import load
 from torch import Tensor
 
 from spectrim.accuracy import Accuracy, Scorer
-from spectrim.compress import Config, compress
+from spectrim.compress import compress
+from spectrim.config import Config
 from spectrim.cost import Budget, MaxDrop
 from spectrim.demo.net import FashionNet
 from spectrim.result import Result

@@ -2,42 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from spectrim.factorize import Moments
+from spectrim.harm import Harm, output_harm
 from spectrim.layer import Example, call, evaluation_mode, tensors_of
-from spectrim.statistics import is_logits
+from spectrim.plan import Option
+from spectrim.surgery import duplicate, factorized, replace_module
+
+Rows = Sequence[Sequence[Option]]
 
 
-def measured_harm(model: nn.Module, small: nn.Module, batches: Sequence[Example]) -> float:
-    """Return the mean KL divergence in nats of class logits, or for other outputs the relative squared error.
+def measured_harm(model: nn.Module, small: nn.Module, batches: Sequence[Example], harm: Harm = output_harm) -> float:
+    """Return the mean harm over all examples: nats for class logits, else as `harm` defines it.
 
     Args:
         model: The original network.
         small: The compressed network.
         batches: Inputs; no labels are needed.
+        harm: See `spectrim.harm`.
     """
-    total, count = 0.0, 0
+    sizes = [len(tensors_of(batch)[0]) for batch in batches]
+    values = batch_harms(model, small, batches, harm)
+    total = sum(size * value for size, value in zip(sizes, values, strict=True))
+    return max(0.0, total / max(sum(sizes), 1))  # rounding can make a divergence of zero negative
+
+
+def batch_harms(model: nn.Module, small: nn.Module, batches: Sequence[Example], harm: Harm = output_harm) -> list[float]:
+    """Return the mean harm of each batch; arguments as in `measured_harm`."""
     with evaluation_mode(model), evaluation_mode(small), torch.no_grad():
-        for batch in batches:
-            reference, outputs = call(model, batch), call(small, batch)
-            size = len(tensors_of(batch)[0])
-            total += size * _distance(reference, outputs)
-            count += size
-    return max(0.0, total / max(count, 1))  # rounding can make a divergence of zero negative
+        return [float(harm(call(small, batch), call(model, batch))) for batch in batches]
 
 
-def _distance(reference: object, outputs: object) -> float:
-    expected = [tensor.float() for tensor in tensors_of(reference) if tensor.is_floating_point()]
-    found = [tensor.float() for tensor in tensors_of(outputs) if tensor.is_floating_point()]
-    if is_logits(reference):
-        return float(
-            functional.kl_div(found[0].log_softmax(1), expected[0].log_softmax(1), log_target=True, reduction="batchmean")
-        )
-    errors: list[Tensor] = [
-        (a - b).square().mean() / b.square().mean().clamp_min(1e-30) for a, b in zip(found, expected, strict=True)
+def single_harms(
+    model: nn.Module, rows: Rows, batches: Sequence[Example], moments: Mapping[str, Moments], harm: Harm
+) -> list[list[float]]:
+    """Return the harm of the network in which one layer alone takes one option, for every option but the first of each row.
+
+    One pass over the batches for each option: what a greedy selection pays.
+    """
+    small = duplicate(model)
+    found = []
+    for row in rows:
+        name = row[0].layer.name
+        module = small.get_submodule(name)
+        values = []
+        for option in row[1:]:
+            replace_module(small, name, factorized(option, module, moments[name]))
+            values.append(measured_harm(model, small, batches, harm))
+        replace_module(small, name, module)
+        found.append(values)
+    return found
+
+
+def similarity(
+    model: nn.Module, rows: Rows, batches: Sequence[Example], moments: Mapping[str, Moments], harm: Harm
+) -> list[list[float]]:
+    """Return one less the cosine between the layer's output before and after, averaged over examples, for every option."""
+    modules = {
+        row[0].layer.name: [
+            factorized(option, model.get_submodule(row[0].layer.name), moments[row[0].layer.name]) for option in row[1:]
+        ]
+        for row in rows
+    }
+    sums = {name: torch.zeros(len(found), dtype=torch.float64) for name, found in modules.items()}
+    seen = dict.fromkeys(modules, 0)
+
+    def observe(name: str, x: Tensor, output: Tensor) -> None:
+        for index, module in enumerate(modules[name]):
+            cosine = functional.cosine_similarity(module(x).flatten(1).float(), output.flatten(1).float())
+            sums[name][index] += float((1 - cosine).double().sum())
+        seen[name] += len(output)
+
+    handles = [
+        model.get_submodule(name).register_forward_hook(lambda module, args, output, name=name: observe(name, args[0], output))
+        for name in modules
     ]
-    return float(torch.stack(errors).mean())
+    try:
+        with evaluation_mode(model), torch.no_grad():
+            for batch in batches:
+                call(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [(sums[name] / max(seen[name], 1)).tolist() for name in modules]

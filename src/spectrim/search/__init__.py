@@ -1,18 +1,38 @@
 """Rank selections, one a file: each picks one option for every layer from a menu, within a budget."""
 
-from spectrim.search._base import Menu, Search
+from spectrim.search._base import Menu, Probe, Search, Surroundings
 from spectrim.search.alds import ALDS
 from spectrim.search.energy import Energy
+from spectrim.search.greedy import Greedy
+from spectrim.search.interaction import Interaction
 from spectrim.search.knapsack import Knapsack
+from spectrim.search.similarity import Similarity
 from spectrim.search.uniform import Uniform
 from spectrim.search.vbmf import VBMF
 
 SEARCHES: dict[str, type[Search]] = {
     "ALDS": ALDS,
     "Energy": Energy,
+    "Greedy": Greedy,
+    "Interaction": Interaction,
     "Knapsack": Knapsack,
+    "Similarity": Similarity,
     "Uniform": Uniform,
     "VBMF": VBMF,
 }
 
-__all__ = ["ALDS", "SEARCHES", "VBMF", "Energy", "Knapsack", "Menu", "Search", "Uniform"]
+__all__ = [
+    "ALDS",
+    "SEARCHES",
+    "VBMF",
+    "Energy",
+    "Greedy",
+    "Interaction",
+    "Knapsack",
+    "Menu",
+    "Probe",
+    "Search",
+    "Similarity",
+    "Surroundings",
+    "Uniform",
+]

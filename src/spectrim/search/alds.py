@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from spectrim.cost import Keep
 from spectrim.plan import Plan
-from spectrim.search._base import Menu, Search
+from spectrim.search._base import Menu, Probe, Search
 from spectrim.search._level import equal_level
 
 
@@ -25,8 +25,8 @@ class ALDS(Search):
 
     title: ClassVar[str] = "ALDS"
     reference: ClassVar[str] = "Liebenwein et al. 2021, section 3"
-    score: ClassVar[str] = "spectral"
+    score = "spectral"
 
-    def select(self, menu: Menu, budget: Keep) -> Plan:
+    def select(self, menu: Menu, budget: Keep, probe: Probe | None = None) -> Plan:
         """Return the plan that is optimal for the largest error."""
         return equal_level(menu, budget)

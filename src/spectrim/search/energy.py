@@ -7,13 +7,19 @@ from typing import ClassVar
 
 from spectrim.cost import Keep
 from spectrim.plan import Plan
-from spectrim.search._base import Menu, Search
+from spectrim.search._base import Menu, Probe, Search
 from spectrim.search._level import equal_level
 
 
 @dataclass(frozen=True)
 class Energy(Search):
-    """One threshold on the relative squared weight error for all layers.
+    """One threshold for all layers: on the relative squared error of the weight, or of the output.
+
+    Args:
+        score: `energy`: of the weight. `whitened`: of the output, on calibration data.
+
+    Raises:
+        ValueError: If the score is another.
 
     Reference:
         Zhang et al. 2016 (section 3.3) and common practice.
@@ -21,8 +27,13 @@ class Energy(Search):
 
     title: ClassVar[str] = "Energy"
     reference: ClassVar[str] = "Zhang et al. 2016, section 3.3"
-    score: ClassVar[str] = "energy"
+    score: str = "energy"
 
-    def select(self, menu: Menu, budget: Keep) -> Plan:
+    def __post_init__(self) -> None:
+        """Check the score."""
+        if self.score not in ("energy", "whitened"):
+            raise ValueError(f"Energy was given score={self.score!r}; allowed are 'energy' and 'whitened'")
+
+    def select(self, menu: Menu, budget: Keep, probe: Probe | None = None) -> Plan:
         """Return the plan of the lowest threshold that meets the budget."""
         return equal_level(menu, budget)

@@ -15,21 +15,34 @@ from scipy.sparse import csr_array
 
 from spectrim.cost import BudgetError, Keep, Metric
 from spectrim.plan import Option, Plan
-from spectrim.search._base import Menu, Search
+from spectrim.search._base import Menu, Probe, Search
 
 
 @dataclass(frozen=True)
 class Knapsack(Search):
     """Minimise the sum of predicted harms under the budget, one option per layer, by mixed-integer programming (HiGHS).
 
+    Args:
+        score: `response`: predicted loss in nats. `whitened`: each layer's dropped share of its own output energy, as in BALF.
+
+    Raises:
+        ValueError: If the score is another.
+
     Reference:
-        Kellerer, Pferschy, Pisinger: Knapsack problems (2004), chapter 11.
+        Kellerer, Pferschy, Pisinger: Knapsack problems (2004), chapter 11. BALF (arXiv 2509.25136) for `whitened`.
     """
+
+    score: str = "response"
 
     title: ClassVar[str] = "Knapsack"
     reference: ClassVar[str] = "Kellerer, Pferschy, Pisinger 2004, chapter 11"
 
-    def select(self, menu: Menu, budget: Keep) -> Plan:
+    def __post_init__(self) -> None:
+        """Check the score."""
+        if self.score not in ("response", "whitened"):
+            raise ValueError(f"Knapsack was given score={self.score!r}; allowed are 'response' and 'whitened'")
+
+    def select(self, menu: Menu, budget: Keep, probe: Probe | None = None) -> Plan:
         """Return the plan of least total harm; exact to one part in a million of the harm."""
         limit = menu.allowed(budget)
         rows = [frontier(row, budget.metric) for row in menu.options]

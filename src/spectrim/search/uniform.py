@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from spectrim.cost import Keep
 from spectrim.plan import Option, Plan
-from spectrim.search._base import Menu, Search
+from spectrim.search._base import Menu, Probe, Search
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Uniform(Search):
     title: ClassVar[str] = "Uniform"
     reference: ClassVar[str] = "customary; for example Denton et al. 2014"
 
-    def select(self, menu: Menu, budget: Keep) -> Plan:
+    def select(self, menu: Menu, budget: Keep, probe: Probe | None = None) -> Plan:
         """Return the plan of the largest common fraction that meets the budget."""
         limit = menu.allowed(budget)
         metric = budget.metric

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from spectrim.cost import Keep
 from spectrim.plan import Plan
-from spectrim.search._base import Menu, Search
+from spectrim.search._base import Menu, Probe, Search
 from spectrim.search._level import equal_level
 
 
@@ -22,8 +22,8 @@ class VBMF(Search):
 
     title: ClassVar[str] = "VBMF"
     reference: ClassVar[str] = "Nakajima et al. 2013; Kim et al. 2016, section 3.2"
-    score: ClassVar[str] = "vbmf"
+    score = "vbmf"
 
-    def select(self, menu: Menu, budget: Keep) -> Plan:
+    def select(self, menu: Menu, budget: Keep, probe: Probe | None = None) -> Plan:
         """Return the plan of the largest common multiple that meets the budget."""
         return equal_level(menu, budget)

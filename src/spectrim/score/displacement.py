@@ -1,0 +1,114 @@
+"""How options displace the network's outputs, all of them in one sweep, by Jacobian sketches.
+
+Replacing layer l's module changes its answer by d_l, and the outputs by J_l d_l to first order. With H the Hessian of each
+example's harm at the present outputs, replacing several layers changes the harm by
+
+    sum_l slope . J_l d_l + 1/2 sum_(l,m) (J_l d_l)^T H (J_m d_m).
+
+Nobody needs J: for a random v with E[v v^T] = H (`curvature_root`), one backward pass gives J_l^T v for every layer at once,
+and (J_l^T v) . d_l is one sample of what option l does. So any number of options, in any combination, costs one forward,
+two backward passes and each option's own arithmetic. One v per
+example is enough: the average is over examples, and all combinations are judged by the same ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from spectrim.harm import Harm, curvature_root, detached, floats, output_harm, slope
+from spectrim.layer import Example, call, evaluation_mode, tensors_of
+from spectrim.plan import Option
+from spectrim.search import Surroundings
+from spectrim.statistics import attached
+
+Alternative = tuple[Option, nn.Module]
+Seen = dict[str, list[tuple[Tensor, Tensor]]]
+
+
+def surroundings(
+    original: nn.Module,
+    network: nn.Module,
+    alternatives: Sequence[Alternative],
+    batches: Sequence[Example],
+    *,
+    harm: Harm = output_harm,
+    progress: Callable[[float], None] = lambda share: None,
+) -> Surroundings:
+    """Return what each alternative would do to the harm of a network, to second order.
+
+    Args:
+        original: Its outputs are the reference.
+        network: The network around which steps are taken; may be the original itself. It is not changed.
+        alternatives: Options, each with the module that would take the place of its layer's.
+        batches: Inputs.
+        harm: See `spectrim.harm`.
+        progress: Called with the share of batches done.
+    """
+    generator = torch.Generator().manual_seed(0)
+    count = len(alternatives)
+    linear, gram = np.zeros(count), np.zeros((count, count))
+    total, examples = 0.0, 0
+    names = list(dict.fromkeys(option.layer.name for option, _ in alternatives))
+    with evaluation_mode(original), evaluation_mode(network):
+        for done, batch in enumerate(batches, 1):
+            size = len(tensors_of(batch)[0])
+            with torch.no_grad():
+                reference = call(original, batch)
+            outputs, seen = _observed(network, names, batch)
+            fixed = detached(outputs)
+            total += size * float(harm(fixed, reference))
+            directions = [slope(fixed, reference, harm), curvature_root(fixed, reference, harm, generator)]
+            samples = _samples(outputs, directions, seen, alternatives)  # (A, 2, N)
+            linear += samples[:, 0].sum(1)
+            gram += samples[:, 1] @ samples[:, 1].T
+            examples += size
+            progress(done / len(batches))
+    examples = max(examples, 1)
+    return Surroundings(tuple(option for option, _ in alternatives), total / examples, linear / examples, gram / examples)
+
+
+def _observed(network: nn.Module, names: Sequence[str], batch: Example) -> tuple[object, Seen]:
+    """Return the outputs with their graph, and every named layer's inputs and answers."""
+    seen: Seen = {name: [] for name in names}
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def observe(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            if not output.requires_grad:
+                output = output.detach().requires_grad_()
+            seen[name].append((args[0].detach(), output))
+            return output.clone()  # what follows may change it in place
+
+        return observe
+
+    handles = [network.get_submodule(name).register_forward_hook(hook(name)) for name in names]
+    try:
+        with torch.enable_grad():
+            return call(network, attached(batch)), seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _samples(
+    outputs: object, directions: Sequence[Sequence[Tensor]], seen: Seen, alternatives: Sequence[Alternative]
+) -> np.ndarray:
+    """Return (J_l^T v) . d_l of each alternative, direction and example, (A, directions, N)."""
+    answers = [answer for pairs in seen.values() for _, answer in pairs]
+    results = [tensor for tensor in floats(outputs) if tensor.requires_grad]
+    pulled = []
+    for direction in directions:
+        wanted = [v.to(x) for v, x in zip(direction, floats(outputs), strict=True) if x.requires_grad]
+        gradients = torch.autograd.grad(results, answers, wanted, retain_graph=True, allow_unused=True)
+        pulled.append([torch.zeros_like(y) if g is None else g for y, g in zip(answers, gradients, strict=True)])
+    stacked = {id(y): torch.stack([each[i].flatten(1) for each in pulled], 1) for i, y in enumerate(answers)}  # (N, 2, d)
+    rows = []
+    with torch.no_grad():
+        for option, module in alternatives:
+            pairs = seen[option.layer.name]
+            row = [torch.bmm(stacked[id(y)], (module(x) - y).flatten(1)[:, :, None])[:, :, 0] for x, y in pairs]
+            rows.append(torch.stack(row).sum(0).double().cpu().T)
+    return torch.stack(rows).numpy()
