@@ -210,11 +210,11 @@ class Bench:
         for fraction in (0.5, 0.35, 0.2):
             budget = st.Keep(fraction, "macs")
             plan = study.select(budget, measure=False)
-            probe = study._probe()
+            probe = study.probe()
             assert isinstance(probe, NetworkProbe)
             options = neighbours(study.menu, plan, "macs")
-            refitted = study._fit(plan)
-            modules = [probe._module(refitted, option) for option in options]
+            refitted = study.fit(plan)
+            modules = [probe.module(refitted, option) for option in options]
             batches = study.more[:8]
             found = surroundings(study.model, refitted.model, list(zip(options, modules, strict=True)), batches)
             owners = [option.layer.name for option in options]
@@ -252,7 +252,7 @@ def agreement(cells: list[tuple[float, float, float, float]]) -> dict[str, float
 def local_search(study: Study, plan: st.Plan, budget: st.Keep, proposals: int = 8) -> st.Plan:
     """Propose random paired steps at constant budget; refit each and keep it if the held-out harm falls."""
     study.config = dataclasses.replace(study.config, search=st.Interaction())
-    probe = study._probe()
+    probe = study.probe()
     assert probe is not None
     random = np.random.default_rng(0)
     for _ in range(proposals):

@@ -94,7 +94,7 @@ def test_predicted_changes_against_measured_ones(harm):
     batches = list(x.split(128))
     study = Study(model, x[:1], batches, st.Config(methods=(st.ChannelSVD(),), search=st.Knapsack()))
     plan = study.select(st.Keep(0.7))
-    now = study._fit(plan)
+    now = study.fit(plan)
     options = neighbours(study.menu, plan, "macs")
     modules = [now.sites[option.layer.name].fit(option) for option in options]
     modules = [Part(module, now.model.get_submodule(o.layer.name)) for module, o in zip(modules, options, strict=True)]
@@ -162,10 +162,10 @@ def test_interaction_measures_and_never_does_worse_on_held_out_images():
     start, _ = study.shrink(st.Keep(0.5), measure=False)
     assert plan.cost.macs <= 0.5 * plan.original.macs
     assert start == st.Knapsack().select(study.menu, st.Keep(0.5))
-    gain, _ = study._probe().gain(start, plan)
+    gain, _ = study.probe().gain(start, plan)
     assert gain >= 0
     few_images = Study(model, x[:1], [x[:600]], config)
-    assert few_images._probe() is None and few_images.select(st.Keep(0.5)) == few_images.select(st.Keep(0.5), measure=False)
+    assert few_images.probe() is None and few_images.select(st.Keep(0.5)) == few_images.select(st.Keep(0.5), measure=False)
 
 
 def convex_menu(seed):

@@ -192,14 +192,14 @@ class Study:
                     tried = sum(len(row) - 1 for row in self.menus[search.score, budget.metric].options)
                     self._passed(forward=float(tried) if search.score == "measured" else 1.0)
             menu = self.menus.get((search.score, budget.metric), self.menu)
-            probe = self._probe() if measure else None
+            probe = self.probe() if measure else None
             plan = restored(search.select(menu, budget, probe), self.menu)
             if probe is not None:
                 self._passed(**{kind: count / max(self.images, 1) for kind, count in probe.passes.items()})
         self.cache.write(name, {}, {"plan": plan.to_json()})
         return plan
 
-    def _probe(self) -> NetworkProbe | None:
+    def probe(self) -> NetworkProbe | None:
         """Return what measures for the search, if there are images enough."""
         wanted = self.config.search.images
         if not wanted or self.moments is None or 4 * count(self.more) < wanted:
@@ -208,14 +208,14 @@ class Study:
         return NetworkProbe(
             self.model,
             self.moments,
-            self._fit,
+            self.fit,
             self.harm,
             self.more[:cut],
             self.more[cut:],
             tell=lambda share: self.tell("search", 0.99 * share),
         )
 
-    def _fit(self, plan: Plan) -> Refitted:
+    def fit(self, plan: Plan) -> Refitted:
         """Return the refitted network of a plan; the last two are remembered, since searches come back to them."""
         name = plan.to_json()
         if name not in self.refitted:
@@ -243,7 +243,7 @@ class Study:
             small.load_state_dict(kept[0])
             return small
         with self.stage("refit" if self.moments is not None and self.config.refit else "factorize"):
-            small = self._fit(plan).model
+            small = self.fit(plan).model
         if self.config.batchnorm and self.batches:
             with self.stage("batchnorm"):
                 small = reestimate_batchnorm(small, self.batches)
@@ -276,7 +276,7 @@ class Study:
                 f"{budget_text(budget)} cannot be met: keeping {100 * kept:.1f} % of the {budget.metric} already loses "
                 f"{drop:.2f} points; allow more points, or give more calibration images"
             )
-        if self._probe() is not None:  # what predictions alone just missed, measured choices may reach
+        if self.probe() is not None:  # what predictions alone just missed, measured choices may reach
             tried = self._try(Keep(low, budget.metric), scorer, measure=True)
             best = tried if tried[2].drop <= budget.points + 1e-9 else best
         return self.result(budget, *best)

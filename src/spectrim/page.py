@@ -38,7 +38,12 @@ def _plots(report: Report) -> list[tuple[str, str]]:
     plots.append(("Parameters of each layer, before and after", _bars(report, "params", "parameters")))
     found = report.interactions
     if found is not None and found.layers:
-        plots.append(("Harm that restoring each layer alone would take away", _marginal(found, report.harm_unit)))
+        plots.append(
+            (
+                "Harm that restoring each layer alone would take away (negative: later layers were fitted to its change)",
+                _marginal(found, report.harm_unit),
+            )
+        )
     if found is not None and len(found.layers) > 1:
         plots.append(("Which layers' harms belong together: red adds up, blue pays back", _partners(found, report.harm_unit)))
     if report.probes:

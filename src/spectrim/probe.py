@@ -50,7 +50,7 @@ class NetworkProbe(Probe):
     def surroundings(self, plan: Plan, alternatives: Sequence[Option]) -> Surroundings:
         """Return what each alternative would do to the plan's network."""
         refitted = self.fit(plan)
-        modules = [self._module(refitted, option) for option in alternatives]
+        modules = [self.module(refitted, option) for option in alternatives]
         found = surroundings(
             self.model,
             refitted.model,
@@ -77,7 +77,8 @@ class NetworkProbe(Probe):
             self.passes["forward"] += 2 * count(self.holding)
         return self._known[name]
 
-    def _module(self, refitted: Refitted, option: Option) -> nn.Module:
+    def module(self, refitted: Refitted, option: Option) -> nn.Module:
+        """Return the module of an option, fitted to what the compressed prefix gives it."""
         name = option.layer.name
         if name in refitted.sites:
             return refitted.sites[name].fit(option)

@@ -25,7 +25,7 @@ from spectrim.factorize._base import (
 from spectrim.layer import Layer
 
 SWEEPS = 60  # of alternating least squares
-STEPS = 24
+STEP = 1.32  # ratio of neighbouring ranks on the menu
 WORK = 200_000_000  # multiply-adds of half a sweep: rank times the weight's elements
 
 
@@ -71,7 +71,9 @@ class CP(Factorization):
     def candidates(self, layer: Layer) -> list[Rank]:
         """Return a geometric grid, as far as alternating least squares is quick."""
         limit = max(1, WORK * layer.groups // math.prod(layer.weight))
-        return [rank for rank in grid(self.full_rank(layer), STEPS) if rank <= limit] if self.fits(layer) else []
+        full = self.full_rank(layer)
+        steps = 1 + math.ceil(math.log(full) / math.log(STEP))
+        return [rank for rank in grid(full, steps) if rank <= limit] if self.fits(layer) else []
 
     def parts(self, layer: Layer, rank: Rank) -> tuple[Layer, ...]:
         """Return the chain of convolutions."""
