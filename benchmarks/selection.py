@@ -356,20 +356,24 @@ def jobs() -> dict[str, Callable[[Bench], dict[str, Any]]]:
                 found[name] = lambda bench, a=(checkpoint, method, fraction, metric): bench.cell(*a)
 
     first, rest = BUDGETS[:3], BUDGETS[3:]
+    quick = tuple(method for method in METHODS if method not in ("Interaction", "Greedy"))
     for checkpoint in CHECKPOINTS:
         cells(checkpoint, "macs", (0.5, 0.35, 0.25, 0.2), ("Interaction", "Knapsack"))
-        cells(checkpoint, "macs", first, tuple(METHODS))
-        found[f"{checkpoint} | steps"] = lambda bench, c=checkpoint: bench.steps(c)
-        found[f"{checkpoint} | prediction"] = lambda bench, c=checkpoint: bench.prediction(c)
-    for checkpoint in CHECKPOINTS:
-        cells(checkpoint, "params", first, tuple(METHODS))
+        cells(checkpoint, "macs", first, quick)
     for rung in LADDER:
         for fraction in (0.5, 0.35):
             name = f"ResNet-20 | ladder | {fraction} | {rung}"
             found[name] = lambda bench, a=("ResNet-20", rung, fraction): bench.rung(*a)
     for checkpoint in CHECKPOINTS:
-        cells(checkpoint, "macs", rest, tuple(METHODS))
-        cells(checkpoint, "params", rest, tuple(METHODS))
+        found[f"{checkpoint} | steps"] = lambda bench, c=checkpoint: bench.steps(c)
+        found[f"{checkpoint} | prediction"] = lambda bench, c=checkpoint: bench.prediction(c)
+        cells(checkpoint, "params", first, quick)
+    for checkpoint in CHECKPOINTS:
+        cells(checkpoint, "macs", first, ("Greedy",))
+        cells(checkpoint, "macs", rest, quick)
+        cells(checkpoint, "params", rest, quick)
+        cells(checkpoint, "params", BUDGETS, ("Interaction", "Greedy"))
+        cells(checkpoint, "macs", rest, ("Interaction", "Greedy"))
     return found
 
 

@@ -152,6 +152,8 @@ def test_data_of_a_callable_and_of_one_source(tmp_path, capsys, files, monkeypat
         str(files / "w.safetensors"),
         "--images",
         "150",
+        "--methods",
+        "ChannelSVD,SpatialSVD",
         "--keep",
         "0.5",
     ]

@@ -137,7 +137,7 @@ def test_save_and_load(case, tmp_path):
     data = json.loads((folder / "report.json").read_text())
     assert data["after"]["macs"] == st.cost(again, x).macs and data["selection"]["examples"] == 96
     page = (folder / "report.html").read_text()
-    assert page.count("<svg") == 2 and "conv2" in page and "http-equiv" not in page and "src=" not in page
+    assert page.count("<svg") == 4 and "conv2" in page and "http-equiv" not in page and "src=" not in page
     with pytest.raises(ValueError, match="exists already"):
         result.save(folder)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

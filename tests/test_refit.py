@@ -34,7 +34,7 @@ def test_full_rank_gives_the_network_back(method, inplace):
     x = torch.randn(30, 3, 8, 8, dtype=torch.float64)
     model = settle(Residual(inplace=inplace).double(), x)
     batches, moments = prepared(model, x)
-    small = refit(model, everything(model, x, method), batches, moments)
+    small = refit(model, everything(model, x, method), batches, moments).model
     torch.testing.assert_close(small(x), model(x), rtol=1e-4, atol=1e-5)
 
 
@@ -57,10 +57,10 @@ def test_chunks_in_lock_step_equal_one_batch(method):
     model = settle(Residual().double(), x)
     plan = everything(model, x, method, 0.5)
     _, moments = prepared(model, x)
-    one = refit(model, plan, [x], moments)
-    many = refit(model, plan, list(x.split(5)), moments)
+    one = refit(model, plan, [x], moments).model
+    many = refit(model, plan, list(x.split(5)), moments).model
     torch.testing.assert_close(one(x), many(x), rtol=1e-4, atol=1e-5)
-    again = refit(model, plan, list(x.split(5)), moments)
+    again = refit(model, plan, list(x.split(5)), moments).model
     assert all(torch.equal(a, b) for a, b in zip(many.state_dict().values(), again.state_dict().values(), strict=True))
 
 
@@ -71,7 +71,7 @@ def test_refit_and_its_targets_lower_the_measured_harm(monkeypatch):
     for share in (0.3, 0.5):
         plan = everything(model, x, st.ChannelSVD(), share)
         plain = measured_harm(model, st.apply(plan, model, moments=moments), batches)
-        block = measured_harm(model, refit(model, plan, batches, moments), batches)
+        block = measured_harm(model, refit(model, plan, batches, moments).model, batches)
         assert block < 0.9 * plain
 
     class NoAdditions:
@@ -80,7 +80,7 @@ def test_refit_and_its_targets_lower_the_measured_harm(monkeypatch):
             return type(found)(found.once, {}, found.bytes_per_example)
 
     monkeypatch.setattr(module_under_test, "trace", NoAdditions())
-    assert block < measured_harm(model, refit(model, plan, batches, moments), batches)
+    assert block < measured_harm(model, refit(model, plan, batches, moments).model, batches)
 
 
 def test_any_graph():
@@ -90,11 +90,11 @@ def test_any_graph():
     batches = [tuple(part) for part in zip(*(tensor.split(11) for tensor in x), strict=True)]
     moments = statistics(model, st.find_layers(model, x), batches)
     plan = everything(model, x, st.ChannelSVD(), 1.0)
-    small = refit(model, plan, batches, moments)
+    small = refit(model, plan, batches, moments).model
     torch.testing.assert_close(small(*x)["logits"], model(*x)["logits"], rtol=1e-3, atol=1e-4)
     assert small.alias is small.right and isinstance(small.right[1], nn.Sequential)
     lossy = everything(model, x, st.ChannelSVD(), 0.5)
-    assert st.cost(refit(model, lossy, batches, moments), x) == lossy.cost
+    assert st.cost(refit(model, lossy, batches, moments).model, x) == lossy.cost
 
 
 def test_wide_layers_are_regressed_on_their_response(monkeypatch):
@@ -105,8 +105,8 @@ def test_wide_layers_are_regressed_on_their_response(monkeypatch):
     assert moments["conv2"].covariance is None and moments["stem"].covariance is not None
     plan = everything(model, x, st.ChannelSVD(), 0.5)
     plain = measured_harm(model, st.apply(plan, model, moments=moments), batches)
-    assert measured_harm(model, refit(model, plan, batches, moments), batches) < plain
-    full = refit(model, everything(model, x, st.ChannelSVD()), batches, moments)
+    assert measured_harm(model, refit(model, plan, batches, moments).model, batches) < plain
+    full = refit(model, everything(model, x, st.ChannelSVD()), batches, moments).model
     torch.testing.assert_close(full(x), model(x), rtol=1e-3, atol=1e-3)
 
 
@@ -165,6 +165,6 @@ def test_a_branch_that_its_batchnorm_silences():
         model.bn2.weight.zero_()
         model.bns.weight[3] = 0
     batches, moments = prepared(model, x)
-    small = refit(model, everything(model, x, st.SpatialSVD()), batches, moments)
+    small = refit(model, everything(model, x, st.SpatialSVD()), batches, moments).model
     torch.testing.assert_close(small(x), model(x), rtol=1e-3, atol=1e-3)
-    assert torch.isfinite(refit(model, everything(model, x, st.ChannelSVD(), 0.5), batches, moments)(x)).all()
+    assert torch.isfinite(refit(model, everything(model, x, st.ChannelSVD(), 0.5), batches, moments).model(x)).all()

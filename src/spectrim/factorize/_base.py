@@ -245,6 +245,16 @@ def merged_losses(method: Factorization, weight: Tensor, ranks: Sequence[Rank], 
     return [harm(weight, method.merge(method.factors(weight, rank, moments)), moments) for rank in ranks]
 
 
+def regressed_losses(method: Factorization, weight: Tensor, ranks: Sequence[Rank], moments: Moments | None) -> list[float]:
+    """Return the harm of each rank where the last factor is the regression, so that M C M^T = M C W^T for the product M."""
+    if moments is None or moments.covariance is None:
+        return merged_losses(method, weight, ranks, moments)
+    flat = weight.flatten(2)
+    seen = moments.gradient @ flat @ moments.covariance  # G W C, once for all ranks
+    products = (method.merge(method.factors(weight, rank, moments)).flatten(2) for rank in ranks)
+    return [max(0.0, 0.5 * float(((flat - product) * seen).sum())) for product in products]
+
+
 def regress_last(weight: Tensor, projection: Tensor, moments: Moments | None) -> Tensor:
     """Return the best last factor given everything before it, by regression in the input norm.
 

@@ -54,7 +54,7 @@ def nested(weight: Tensor, rank: int, moments: Moments | None) -> Nested:
     g, _, m, k = weight.shape
     flat = weight.flatten(2)
     if moments is None or moments.covariance is None:
-        a = _left(weight.permute(0, 2, 3, 1).flatten(2))[:, :, :rank]
+        a = left_vectors(weight.permute(0, 2, 3, 1).flatten(2))[:, :, :rank]
         explained = torch.einsum("gmr,gtmk->grkt", a, weight).flatten(1, 2)
         eye = torch.eye(rank * k).to(weight).expand(g, -1, -1)
         return Nested(a, eye, explained, flat @ flat.mT, k)
@@ -65,7 +65,7 @@ def nested(weight: Tensor, rank: int, moments: Moments | None) -> Nested:
     taps, _ = symmetric_roots(correlation / correlation.diagonal(dim1=1, dim2=2).mean(1)[:, None, None])
     root, _ = symmetric_roots(moments.gradient)
     target = torch.einsum("gpm,gtmk,gkl,gtu->gplu", rows, weight, taps, root)
-    a = inverse @ _left(target.flatten(2))[:, :, :rank]
+    a = inverse @ left_vectors(target.flatten(2))[:, :, :rank]
     weighted = torch.einsum("gnml,gmr->gnrl", covariance.reshape(g, m * k, m, k), a).flatten(2)  # C P, (g, n, R * k)
     gram = torch.einsum("gmr,gmkf->grkf", a, weighted.reshape(g, m, k, rank * k)).flatten(1, 2)
     lower = torch.linalg.cholesky((gram + gram.mT) / 2)
@@ -73,7 +73,7 @@ def nested(weight: Tensor, rank: int, moments: Moments | None) -> Nested:
     return Nested(a, lower, explained, flat @ covariance @ flat.mT, k)
 
 
-def _left(matrix: Tensor) -> Tensor:
+def left_vectors(matrix: Tensor) -> Tensor:
     """Return the left singular vectors (..., m, min(m, c)), largest first; by the cheaper road where it is as exact."""
     if matrix.shape[-2] <= matrix.shape[-1]:
         vectors: Tensor = torch.linalg.eigh(matrix @ matrix.mT).eigenvectors.flip(-1)

@@ -17,11 +17,12 @@ from spectrim.factorize._base import (
     Rank,
     channel_roots,
     grid,
-    merged_losses,
     pointwise,
     regress_last,
+    regressed_losses,
     spatial,
 )
+from spectrim.factorize._nested import left_vectors
 from spectrim.layer import Layer
 
 SWEEPS = 60  # of alternating least squares
@@ -117,7 +118,7 @@ class CP(Factorization):
 
     def losses(self, weight: Tensor, ranks: Sequence[Rank], moments: Moments | None = None) -> list[float]:
         """Return the harm of each rank's own fit."""
-        return merged_losses(self, weight, ranks, moments)
+        return regressed_losses(self, weight, ranks, moments)
 
     def _axes(self, kernel: Sequence[int]) -> list[Sequence[int]]:
         """Return the axes of each depthwise part."""
@@ -166,7 +167,7 @@ def _start(tensor: Tensor, rank: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     modes = []
     for mode, size in enumerate(tensor.shape):
-        left = torch.linalg.svd(tensor.movedim(mode, 0).flatten(1), full_matrices=False).U[:, :rank]
+        left = left_vectors(tensor.movedim(mode, 0).flatten(1))[:, :rank]
         extra = torch.randn(size, max(rank - left.shape[1], 0), generator=generator).to(tensor)
         modes.append(torch.cat([left, extra / math.sqrt(size)], 1))
     return modes
