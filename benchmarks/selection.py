@@ -3,7 +3,8 @@
     python benchmarks/selection.py --models ../shared/models --data ../shared/data/cifar10-jpeg
 
 Writes benchmarks/results/selection.json, .md and .svg after every cell. Resumable: finished cells are kept; `--redo TEXT`
-runs again the cells whose names contain the text, `--only TEXT` runs no others. CIFAR-10 (JPEG copy), no fine-tuning.
+runs again the cells whose names contain the text, `--only TEXT` runs no others (a whole name means that cell
+alone). CIFAR-10 (JPEG copy), no fine-tuning.
 Decisions see training images only: 1,024 for statistics and refit, the next 4,608 for Interaction's measurements. Every
 network is then read once on the 10,000 test images.
 """
@@ -471,8 +472,9 @@ def main() -> None:
         f"{platform.machine()}, {threads} threads, torch {torch.__version__}, Python {platform.python_version()}"
     )
     bench = Bench(arguments.models, arguments.data)
-    for name, run in jobs().items():
-        if arguments.only and not any(text in name for text in arguments.only):
+    every = jobs()
+    for name, run in every.items():
+        if arguments.only and not any(text == name or (text in name and text not in every) for text in arguments.only):
             continue
         if name in results["cells"] and not any(text in name for text in arguments.redo):
             continue
