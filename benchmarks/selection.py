@@ -165,7 +165,7 @@ class Bench:
     def prediction(self, checkpoint: str) -> dict[str, Any]:
         """Additive and interaction-aware predictions of random plans, against the measured KL, without refit."""
         study = self.study(checkpoint)
-        model, batches = study.model, study.batches[:4]
+        model, batches = study.model, study.batches[:2]
         assert study.moments is not None
         rows = [few(row, "macs")[1:] for row in study.menu.options]
         rows = [row for row in rows if row]
@@ -208,7 +208,7 @@ class Bench:
         study = self.study(checkpoint)
         study.config = dataclasses.replace(study.config, search=st.Interaction())
         rows = {}
-        for fraction in (0.5, 0.35, 0.2):
+        for fraction in (0.5, 0.35):
             budget = st.Keep(fraction, "macs")
             plan = study.select(budget, measure=False)
             probe = study.probe()
@@ -216,7 +216,7 @@ class Bench:
             options = neighbours(study.menu, plan, "macs")
             refitted = study.fit(plan)
             modules = [probe.module(refitted, option) for option in options]
-            batches = study.more[:8]
+            batches = study.more[:2]
             found = surroundings(study.model, refitted.model, list(zip(options, modules, strict=True)), batches)
             owners = [option.layer.name for option in options]
             random = np.random.default_rng(0)
