@@ -53,7 +53,7 @@ def demo(
     out_dir: Annotated[str | None, Parameter(name="--out")] = None,
     as_json: Annotated[bool, Parameter(name="--json")] = False,
 ) -> None:
-    """Compress the embedded network on embedded real images: about a minute on two CPU cores, no network, no other file.
+    """Compress the embedded network on embedded real images: a minute and a half on two CPU cores, no network, no other file.
 
     Parameters
     ----------
