@@ -294,3 +294,21 @@ def test_a_users_harm_decides_and_is_named():
     assert "first_class" in result.report.harm_unit
     assert result.report.measured_harm == pytest.approx(measured_harm(model, result.model, [x], first_class), rel=1e-5)
     assert result.report.measured_harm < measured_harm(model, usual.model, [x], first_class)
+
+
+def test_what_is_kept_is_found_by_another_process(tmp_path):
+    """Its key holds the harm's name and code, not the address that a function has in one process."""
+    model, x = small_world(64)
+
+    def make():
+        def harm(outputs, reference):
+            return (outputs - reference).square().mean()
+
+        return harm
+
+    def key(harm):
+        methods = (st.ChannelSVD(),)
+        return Study(model, x[:1], [x], st.Config(methods=methods, harm=harm, cache=tmp_path)).cache.key
+
+    assert key(make()) == key(make())
+    assert len({key(make()), key(squared), key(None)}) == 3

@@ -21,7 +21,7 @@ from spectrim.cache import Cache, fingerprint, pack, unpack
 from spectrim.calibration import collect
 from spectrim.config import Config
 from spectrim.cost import Budget, BudgetError, Keep, MaxDrop, Metric
-from spectrim.harm import is_logits, output_harm
+from spectrim.harm import Harm, is_logits, output_harm
 from spectrim.latency import measure
 from spectrim.layer import Example, Survey, batch_size, call, evaluation_mode, survey, tensors_of
 from spectrim.plan import Plan
@@ -125,7 +125,7 @@ class Study:
         self.survey = Survey(tuple(layer for layer in found.layers if layer.name not in left), found.skipped | left)
         self.harm = config.harm or output_harm
         self.refitted: dict[str, Refitted] = {}  # the last ones
-        words = f"{config.seed} {config.gradient} {config.batch} {config.exclude} {self.harm} {torch.__version__}"
+        words = f"{config.seed} {config.gradient} {config.batch} {config.exclude} {_identity(self.harm)} {torch.__version__}"
         self.cache = Cache(
             config.cache, fingerprint(self.model, [*self.batches, *self.more], words) if config.cache is not None else ""
         )
@@ -359,6 +359,12 @@ def _between(low: float, high: float, drops: dict[float, float], points: float, 
         start, end, target = (math.log(max(value, least)) for value in (drops[high], drops[low], points))
         share = min(0.9, max(0.1, (target - start) / max(end - start, 1e-9)))
     return float(high * (low / high) ** share)
+
+
+def _identity(harm: Harm) -> str:
+    """Return what is the same in every process as long as the function is: its name and its code, never its address."""
+    code = getattr(harm, "__code__", None)
+    return f"{getattr(harm, '__qualname__', type(harm).__name__)} {'' if code is None else code.co_code.hex()}"
 
 
 def check_weights(model: nn.Module) -> None:
