@@ -15,7 +15,7 @@ LEVELS = [  # imports go down or stay level, never up
     {"cli", "__main__"},
     {"_inputs", "demo", "testing"},
     {"data", "zoo"},
-    {"compress", "inspection"},
+    {"compress", "inspection", "train"},
     {"result", "cache", "calibration", "config"},
     {"accuracy", "probe"},
     {"refit", "score", "search"},

@@ -21,6 +21,7 @@ from spectrim.report import Report
 from spectrim.result import Result, load
 from spectrim.search import ALDS, VBMF, Energy, Greedy, Interaction, Knapsack, Search, Similarity, Uniform
 from spectrim.surgery import apply, cost, plan_from
+from spectrim.train import Distortion, Recipe, Schedule, fit, loss_along
 
 __version__ = "0.1.0"
 
@@ -33,6 +34,7 @@ __all__ = [
     "ChannelSVD",
     "Config",
     "Cost",
+    "Distortion",
     "Energy",
     "Factorization",
     "Greedy",
@@ -44,8 +46,10 @@ __all__ = [
     "MaxDrop",
     "Option",
     "Plan",
+    "Recipe",
     "Report",
     "Result",
+    "Schedule",
     "Search",
     "Similarity",
     "SpatialSVD",
@@ -57,7 +61,9 @@ __all__ = [
     "compress",
     "cost",
     "find_layers",
+    "fit",
     "inspect",
     "load",
+    "loss_along",
     "plan_from",
 ]

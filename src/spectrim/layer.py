@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
+from torch.optim.swa_utils import AveragedModel
 
 from spectrim.cost import Cost
 
@@ -141,7 +142,7 @@ class Survey:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the network inside DataParallel, DistributedDataParallel or torch.compile wrappers.
+    """Return the network inside DataParallel, DistributedDataParallel, AveragedModel or torch.compile wrappers.
 
     Raises:
         TypeError: If `model` is no eager `nn.Module`.
@@ -149,7 +150,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, torch.jit.ScriptModule):
             raise TypeError("the model is a TorchScript module; give the nn.Module it was made from")
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)):
             model = model.module
         elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
             model = model._orig_mod  # type: ignore[assignment]

@@ -1,0 +1,7 @@
+"""Training for low rank: occasional weight distortion, a training loop, and how flat the minimum is that was found."""
+
+from spectrim.train.distort import Distortion, Schedule
+from spectrim.train.fit import History, Recipe, fit
+from spectrim.train.flatness import Curve, loss_along
+
+__all__ = ["Curve", "Distortion", "History", "Recipe", "Schedule", "fit", "loss_along"]

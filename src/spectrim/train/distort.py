@@ -1,0 +1,255 @@
+"""Occasional weight distortion during ordinary training (DeepTwist).
+
+The network keeps its structure. Every S_D-th step each planned kernel is overwritten by its low-rank reconstruction and
+training goes on. A minimum that is not flat in the low-rank direction is left by that, a flat one is kept; so at the end
+the last distortion, which is the decomposition itself, costs little.
+
+Reference: Lee, Kwon, Kim, Wei: Learning low-rank approximation for CNNs (arXiv 1905.10145), sections 2 and 3.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from spectrim.factorize import Moments, Rank
+from spectrim.factorize._base import as_tuple, from_canonical
+from spectrim.layer import unwrap
+from spectrim.plan import Option, Plan
+from spectrim.surgery import build, duplicate, module_of, original_bias, replace_module, working_weight
+
+FORMAT = "spectrim-distortion-1"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When to distort, and how hard.
+
+    Attributes:
+        every: S_D, optimizer steps between two distortions.
+        warmup: Steps before the count begins.
+        growth: Each interval is this many times as long as the one before (rounded); below 1 they shorten.
+        tighten: Distortions over which the ranks fall from the largest that pay to the plan's; 0 uses the plan's at once.
+        replan: Distortions between two calls of `replan`.
+    """
+
+    every: int = 200
+    warmup: int = 0
+    growth: float = 1.0
+    tighten: int = 0
+    replan: int = 5
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        for name, least in (("every", 1), ("warmup", 0), ("tighten", 0), ("replan", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}")
+        if not self.growth > 0:
+            raise ValueError(f"growth is {self.growth!r}; it must be larger than 0, such as 1.0 for a constant interval")
+
+    def interval(self, done: int) -> int:
+        """Return the steps from distortion number `done` (counted from 0) to the next one."""
+        return max(1, round(self.every * self.growth**done))
+
+
+class Distortion:
+    """Every S_D-th step, overwrite each planned kernel with its low-rank reconstruction.
+
+    Call `step()` after each `optimizer.step()` and `finish()` at the end. Parameters keep their identity, keys, dtype and
+    memory format, and the optimizer its state. Under `torch.distributed` the layers are shared out, and every process ends
+    with the same weights.
+
+    Args:
+        model: The network in training, or its wrapper (DistributedDataParallel, torch.compile); changed in place.
+        plan: Which layers, methods and ranks; any decomposition.
+        every: S_D in optimizer steps (100 to 5000 are customary), or a `Schedule`.
+        replan: Called with the network every `Schedule.replan` distortions; returns the plan from there on.
+        moments: From `statistics`: distort in the response norm instead of the weight norm. A function from the network to
+            them is called at every distortion, since they age as the network learns.
+
+    Raises:
+        ValueError: If the plan is empty or does not fit the network.
+        TypeError: If a weight is sharded or computed, so that it cannot be overwritten.
+
+    Reference:
+        Lee, Kwon, Kim, Wei: Learning low-rank approximation for CNNs (arXiv 1905.10145), section 2.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        *,
+        every: int | Schedule = 200,
+        replan: Callable[[nn.Module], Plan] | None = None,
+        moments: Mapping[str, Moments] | Callable[[nn.Module], Mapping[str, Moments]] | None = None,
+    ) -> None:
+        """Check that the plan fits."""
+        self.model = model
+        self.schedule = every if isinstance(every, Schedule) else Schedule(every)
+        self.replan = replan
+        self.moments = moments
+        self.plan = plan
+        _check(plan, model)
+        self.steps = 0
+        self.distortions = 0
+        self.due = self.schedule.warmup + self.schedule.interval(0)
+        self.seconds = 0.0
+
+    def step(self) -> bool:
+        """Count one optimizer step, and distort if it is time.
+
+        Returns:
+            Whether the kernels were distorted: the moment at which the accuracy of the decomposed network can be read.
+        """
+        self.steps += 1
+        if self.steps < self.due:
+            return False
+        if self.replan is not None and self.distortions and self.distortions % self.schedule.replan == 0:
+            self.plan = _agreed(lambda: self._replanned(self.replan))
+        self.distort()
+        self.distortions += 1
+        self.due = self.steps + self.schedule.interval(self.distortions)
+        return True
+
+    @torch.no_grad()
+    def distort(self, model: nn.Module | None = None) -> None:
+        """Overwrite the planned kernels now, without counting.
+
+        Args:
+            model: Another network of the same structure, such as an averaged copy; by default the one in training.
+        """
+        start = time.perf_counter()
+        network = unwrap(self.model if model is None else model)
+        moments = self._moments(network)
+        world = distributed.get_world_size() if _is_distributed() else 1
+        here = distributed.get_rank() if world > 1 else 0
+        for index, option in enumerate(self.options()):
+            module, owner = module_of(network, option), index % world
+            if owner == here:
+                _overwrite(module, option, _factors(module, option, moments))
+            if world > 1:
+                distributed.broadcast(module.weight.data, src=owner)  # type: ignore[arg-type]
+        self.seconds += time.perf_counter() - start
+
+    @torch.no_grad()
+    def finish(self, model: nn.Module | None = None) -> nn.Module:
+        """Distort a last time, at the plan's ranks, and return the factorized network, which computes the same.
+
+        Args:
+            model: Another network of the same structure, such as an averaged copy; by default the one in training.
+
+        Returns:
+            A network of stock modules only, with the structure of `spectrim.apply(plan, model)`.
+        """
+        start = time.perf_counter()
+        network = unwrap(self.model if model is None else model)
+        moments = self._moments(network)
+        small = duplicate(network)
+        for name, option in self.plan.items():
+            module = module_of(network, option)
+            factors = _factors(module, option, moments)
+            replace_module(small, name, build(option, module, factors, original_bias(module)))
+            _overwrite(module, option, factors)
+        if _is_distributed():
+            for tensor in (*network.state_dict().values(), *small.state_dict().values()):
+                distributed.broadcast(tensor, src=0)
+        self.seconds += time.perf_counter() - start
+        return small
+
+    def options(self) -> Iterator[Option]:
+        """Yield what the next distortion does to each layer: the plan's options, at larger ranks while they tighten."""
+        share = min(1.0, (self.distortions + 1) / max(self.schedule.tighten, 1))
+        for option in self.plan.values():
+            yield option if share == 1.0 else replace(option, rank=_looser(option, share))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return counts and plan as plain numbers and text, for a checkpoint that `torch.load` reads without pickle."""
+        counts = {"steps": self.steps, "distortions": self.distortions, "due": self.due, "seconds": self.seconds}
+        return {"format": FORMAT, **counts, "plan": self.plan.to_json()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken.
+
+        Raises:
+            ValueError: If this is no such state, or its plan does not fit the network.
+        """
+        if not isinstance(state, Mapping) or state.get("format") != FORMAT:
+            raise ValueError(f"this is no state of a Distortion: its 'format' must be {FORMAT!r}")
+        plan = Plan.from_json(state["plan"])
+        _check(plan, self.model)
+        self.plan = plan
+        self.steps, self.distortions, self.due = (int(state[name]) for name in ("steps", "distortions", "due"))
+        self.seconds = float(state["seconds"])
+
+    def _replanned(self, replan: Callable[[nn.Module], Plan] | None) -> Plan:
+        assert replan is not None
+        plan = replan(unwrap(self.model))
+        _check(plan, self.model)
+        return plan
+
+    def _moments(self, network: nn.Module) -> Mapping[str, Moments]:
+        if self.moments is None:
+            return {}
+        if callable(self.moments):
+            with torch.enable_grad():
+                return self.moments(network)
+        return self.moments
+
+
+def _check(plan: Plan, model: nn.Module) -> None:
+    if not isinstance(plan, Plan):
+        raise TypeError(f"the plan is {type(plan).__name__}; it must be a Plan, such as compress(...).plan")
+    if not plan:
+        raise ValueError("the plan replaces no layer, so there is nothing to distort; lower the budget or name layers")
+    for name, option in plan.items():
+        weight = module_of(unwrap(model), option)._parameters.get("weight")
+        if weight is None:
+            raise TypeError(f"the weight of {name!r} is computed, not stored; remove its parametrization before training")
+        if type(weight.data) is not Tensor:
+            raise TypeError(f"the weight of {name!r} is a {type(weight.data).__name__}; only whole, unsharded weights work")
+
+
+def _factors(module: nn.Module, option: Option, moments: Mapping[str, Moments]) -> tuple[Tensor, ...]:
+    assert option.method is not None
+    weight = working_weight(option.layer, module)
+    moment = moments.get(option.layer.name)
+    if moment is not None:
+        moved: list[Any] = [value.to(weight.device) if isinstance(value, Tensor) else value for value in vars(moment).values()]
+        moment = Moments(*moved)
+    return option.method.factors(weight, option.rank, moment)
+
+
+def _overwrite(module: nn.Module, option: Option, factors: Sequence[Tensor]) -> None:
+    """Write the factors' product over the kernel, in place."""
+    assert option.method is not None
+    module.weight.copy_(from_canonical(option.layer, option.method.merge(factors)))  # type: ignore[operator]
+
+
+def _looser(option: Option, share: float) -> Rank:
+    """Return a rank between the largest that pays (share 0) and the option's own (share 1), in each of its numbers."""
+    assert option.method is not None
+    paying = option.method.ranks(option.layer) or [option.rank]
+    start = as_tuple(max(paying, key=lambda rank: option.method.cost(option.layer, rank).params))  # type: ignore[union-attr]
+    end = as_tuple(option.rank)
+    between = tuple(max(b, round(a + share * (b - a))) for a, b in zip(start, end, strict=True))
+    return between if isinstance(option.rank, tuple) else between[0]
+
+
+def _is_distributed() -> bool:
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def _agreed(make: Callable[[], Plan]) -> Plan:
+    """Return the first process's plan in every process."""
+    if not _is_distributed():
+        return make()
+    text: list[Any] = [make().to_json() if distributed.get_rank() == 0 else None]
+    distributed.broadcast_object_list(text, src=0)
+    return Plan.from_json(text[0])

@@ -1,0 +1,359 @@
+"""A small training loop for classifiers: baselines, controls, distortion training, one-shot fine-tuning.
+
+Everything random in a step is a function of seed, step and process, so a run that was interrupted goes on exactly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+
+from spectrim.layer import evaluation_mode, tensors_of, unwrap
+from spectrim.train.distort import Distortion
+
+FORMAT = "spectrim-training-1"
+SAVE_SECONDS = 60.0
+RANGES = {
+    "epochs": (1, 10**6),
+    "batch": (1, 10**6),
+    "rate": (1e-8, 1e3),
+    "rise": (0.0, 1.0),
+    "weight_decay": (0.0, 1e3),
+    "smoothing": (0.0, 0.99),
+    "crop": (0, 10**4),
+    "distill": (0.0, 1.0),
+    "temperature": (1e-3, 1e3),
+}
+TICK = 20  # steps between two looks at the loss, which wait for the device
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train.
+
+    Attributes:
+        epochs: Times the data is read.
+        batch: Images of one step, of all processes together.
+        optimizer: `sgd` (Nesterov momentum 0.9) or `adamw`.
+        rate: Largest learning rate; it rises to it and falls to nothing in one cycle.
+        rise: Share of the steps in which the rate rises.
+        weight_decay: On all parameters.
+        smoothing: Label smoothing.
+        crop: Pixels by which images are shifted at most.
+        flip: Whether images are mirrored at random.
+        distill: Share of the loss that is KL divergence from a teacher's outputs.
+        temperature: Of that divergence.
+        precision: `auto` is bfloat16 autocast where the device is fast at it.
+        seed: Of order, crops and flips.
+        checkpoint: File that keeps the state, so that the same call goes on where it was interrupted.
+        progress: Called with the name of the stage and the share of it that is done.
+    """
+
+    epochs: int = 10
+    batch: int = 128
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    rate: float = 0.02
+    rise: float = 0.2
+    weight_decay: float = 1e-4
+    smoothing: float = 0.0
+    crop: int = 4
+    flip: bool = True
+    distill: float = 0.0
+    temperature: float = 2.0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    seed: int = 0
+    checkpoint: str | os.PathLike[str] | None = None
+    progress: Callable[[str, float], None] | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for name in ("epochs", "batch"):
+            if not isinstance(getattr(self, name), int):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a whole number of at least 1")
+        for name, (low, high) in RANGES.items():
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be between {low} and {high}")
+        for name, allowed in (("optimizer", ("sgd", "adamw")), ("precision", ("auto", "float32", "bfloat16"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed are {', '.join(allowed)}")
+
+    def words(self) -> dict[str, Any]:
+        """Return what decides the result, JSON-ready."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("checkpoint", "progress")}
+
+
+@dataclass
+class History:
+    """What a training run did.
+
+    Attributes:
+        steps: Optimizer steps done.
+        loss: Mean training loss of each epoch.
+        seconds: Wall-clock time, over all sessions of a resumed run.
+        distortion_seconds: Share of it that went into weight distortion.
+    """
+
+    steps: int
+    loss: list[float]
+    seconds: float
+    distortion_seconds: float = 0.0
+
+
+def fit(
+    model: nn.Module,
+    data: tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]],
+    *,
+    recipe: Recipe | None = None,
+    teacher: nn.Module | None = None,
+    twist: Distortion | None = None,
+) -> History:
+    """Train a classifier in place. Under `torch.distributed` (torchrun) every process trains on its part of each batch.
+
+    Args:
+        model: The network; it is trained where it is and comes back in the mode it had.
+        data: Images (N, C, H, W) and labels (N,), shuffled here; or a sized iterable of batches that shuffles itself
+            (its `set_epoch(epoch)` is called if it has one).
+        recipe: How.
+        teacher: With `Recipe.distill`, the network whose outputs are imitated; with the same input.
+        twist: Its `step()` is called after every step of the optimizer; `finish()` is left to the caller.
+
+    Raises:
+        ValueError: If the recipe asks for a teacher that is not given, or the checkpoint is of another run.
+        FloatingPointError: If the loss is no longer finite.
+    """
+    recipe = recipe or Recipe()
+    if recipe.distill and teacher is None:
+        raise ValueError(f"distill is {recipe.distill}, but there is no teacher to imitate; give one, or leave distill at 0")
+    batches: Any = Tensors(*data, size=recipe.batch, seed=recipe.seed) if _is_pair(data) else data
+    if not hasattr(batches, "__len__") or not len(batches):
+        raise ValueError("the training data has no length or is empty; give images and labels, or a loader with a length")
+    run = _Run(model, recipe, len(batches), twist)
+    run.load()
+    modes = [(module, module.training) for module in unwrap(model).modules()]
+    try:
+        run.network.train()
+        with _quiet_random():
+            for epoch in range(run.steps // run.length, recipe.epochs):
+                if hasattr(batches, "set_epoch"):
+                    batches.set_epoch(epoch)
+                run.epoch(batches, teacher)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return run.history()
+
+
+class Tensors:
+    """Batches of images and labels in memory, in another order each epoch; each process gets its part of every batch."""
+
+    def __init__(self, images: Tensor, labels: Tensor, *, size: int, seed: int = 0) -> None:
+        """Check that there is a label for each image."""
+        if len(images) != len(labels) or not len(images):
+            raise ValueError(f"there are {len(images)} images and {len(labels)} labels; it must be as many, and at least one")
+        self.images, self.labels, self.size, self.seed, self.number = images, labels, min(size, len(images)), seed, 0
+
+    def __len__(self) -> int:
+        """Return the batches of an epoch; an incomplete last one is left out."""
+        return len(self.images) // self.size
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order."""
+        self.number = epoch
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield this process's part of every batch."""
+        rank, world = place()
+        for chosen in order(len(self.images), self.size, self.seed, self.number):
+            mine = chosen[rank::world]
+            yield self.images[mine], self.labels[mine]
+
+
+def order(count: int, size: int, seed: int, epoch: int) -> list[Tensor]:
+    """Return the indices of each batch of an epoch; an incomplete last batch is left out."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return list(torch.randperm(count, generator=generator)[: count // size * size].split(size))
+
+
+def augment(images: Tensor, crop: int, flip: bool, generator: torch.Generator) -> Tensor:
+    """Return images (N, C, H, W), each shifted by up to `crop` pixels (edges reflected) and mirrored at random."""
+    count, _, height, width = images.shape
+    if crop:
+        reach = min(crop, height - 1, width - 1)
+        padded = functional.pad(images, (reach, reach, reach, reach), mode="reflect")
+        shifts = torch.randint(0, 2 * reach + 1, (2, count, 1), generator=generator).to(images.device)
+        rows = shifts[0] + torch.arange(height, device=images.device)
+        columns = shifts[1] + torch.arange(width, device=images.device)
+        chosen = torch.arange(count, device=images.device)[:, None, None]
+        images = padded.permute(0, 2, 3, 1)[chosen, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
+    if flip:
+        coin = torch.rand(count, 1, 1, 1, generator=generator).to(images.device)
+        images = torch.where(coin < 0.5, images.flip(3), images)
+    return images
+
+
+class _Run:
+    """The state of one training run, and what is saved of it."""
+
+    def __init__(self, model: nn.Module, recipe: Recipe, length: int, twist: Distortion | None) -> None:
+        self.model, self.recipe, self.length, self.twist = unwrap(model), recipe, length, twist
+        self.device = next(self.model.parameters()).device
+        self.network: nn.Module = model
+        if place()[1] > 1 and not isinstance(model, DistributedDataParallel):
+            self.network = DistributedDataParallel(self.model)
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        if recipe.optimizer == "sgd":
+            self.optimizer: torch.optim.Optimizer = torch.optim.SGD(
+                trained, recipe.rate, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay
+            )
+        else:
+            self.optimizer = torch.optim.AdamW(trained, recipe.rate, weight_decay=recipe.weight_decay)
+        self.total = recipe.epochs * length
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._share)
+        self.steps = 0
+        self.losses: list[float] = []
+        self.sum = torch.zeros((), device=self.device)
+        self.seconds = 0.0
+        self.saved = time.perf_counter()
+
+    def _share(self, step: int) -> float:
+        """Return the learning rate as a share of the largest: one cycle of two half cosines."""
+        peak = self.recipe.rise * self.total
+        if step < peak:
+            return 0.04 + 0.96 * (1 - math.cos(math.pi * step / peak)) / 2
+        return 1e-3 + 0.999 * (1 + math.cos(math.pi * min(1.0, (step - peak) / max(self.total - peak, 1)))) / 2
+
+    def epoch(self, batches: Iterable[tuple[Tensor, Tensor]], teacher: nn.Module | None) -> None:
+        """Train on what is left of an epoch."""
+        done = self.steps % self.length
+        begin = time.perf_counter()
+        for index, (inputs, labels) in enumerate(batches):
+            if index < done:
+                continue
+            loss = self._step(inputs.to(self.device), labels.to(self.device), teacher)
+            self.sum += loss.detach()
+            if self.steps % TICK == 0 or self.steps % self.length == 0:
+                self._look()
+            if self.steps % self.length == 0:
+                self.losses.append(float(self.sum) / self.length)
+                self.sum.zero_()
+            now = time.perf_counter()
+            self.seconds, begin = self.seconds + now - begin, now
+            if now - self.saved > SAVE_SECONDS or self.steps == self.total:
+                self.save()
+            if self.steps % self.length == 0:
+                break
+
+    def _step(self, inputs: Tensor, labels: Tensor, teacher: nn.Module | None) -> Tensor:
+        recipe = self.recipe
+        seed = (recipe.seed * 1_000_003 + self.steps) * 4096 + place()[0]
+        torch.manual_seed(seed)  # for dropout
+        if inputs.ndim == 4:
+            inputs = augment(inputs, recipe.crop, recipe.flip, torch.Generator().manual_seed(seed))
+        with self._autocast():
+            outputs = tensors_of(self.network(inputs))[0]
+            loss = functional.cross_entropy(outputs.float(), labels, label_smoothing=recipe.smoothing)
+            if teacher is not None and recipe.distill:
+                with torch.no_grad(), evaluation_mode(teacher):
+                    wanted = tensors_of(teacher(inputs))[0].float() / recipe.temperature
+                told = functional.kl_div(
+                    (outputs.float() / recipe.temperature).log_softmax(1),
+                    wanted.log_softmax(1),
+                    log_target=True,
+                    reduction="batchmean",
+                )
+                loss = (1 - recipe.distill) * loss + recipe.distill * recipe.temperature**2 * told
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.schedule.step()
+        self.steps += 1
+        if self.twist is not None:
+            self.twist.step()
+        return loss
+
+    def _autocast(self) -> Any:
+        wanted = self.recipe.precision
+        fast = self.device.type == "cuda" or (self.device.type == "cpu" and torch.cpu._is_avx512_bf16_supported())
+        if wanted == "float32" or (wanted == "auto" and not fast):
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def _look(self) -> None:
+        if not math.isfinite(float(self.sum)):
+            raise FloatingPointError(
+                f"the training loss is no longer finite at step {self.steps}; lower the rate (now {self.recipe.rate:g})"
+            )
+        if self.recipe.progress is not None and place()[0] == 0:
+            self.recipe.progress("training", self.steps / self.total)
+
+    def save(self) -> None:
+        """Keep everything that goes on from here; the file is whole or not there."""
+        self.saved = time.perf_counter()
+        if self.recipe.checkpoint is None or place()[0]:
+            return
+        path = Path(self.recipe.checkpoint)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        state = {
+            "format": FORMAT,
+            "recipe": self.recipe.words(),
+            "length": self.length,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "twist": None if self.twist is None else self.twist.state_dict(),
+            "numbers": {"steps": self.steps, "losses": self.losses, "sum": float(self.sum), "seconds": self.seconds},
+        }
+        torch.save(state, partial)
+        partial.replace(path)
+
+    def load(self) -> None:
+        """Go on from the checkpoint, if there is one."""
+        if self.recipe.checkpoint is None or not Path(self.recipe.checkpoint).is_file():
+            return
+        state = torch.load(self.recipe.checkpoint, map_location=self.device, weights_only=True)
+        if state.get("format") != FORMAT or state["recipe"] != self.recipe.words() or state["length"] != self.length:
+            raise ValueError(
+                f"the checkpoint {str(self.recipe.checkpoint)!r} is of another recipe or other data; remove it to begin anew"
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if self.twist is not None and state["twist"] is not None:
+            self.twist.load_state_dict(state["twist"])
+        numbers = state["numbers"]
+        self.steps, self.losses, self.seconds = numbers["steps"], numbers["losses"], numbers["seconds"]
+        self.sum.fill_(numbers["sum"])
+
+    def history(self) -> History:
+        """Return the account."""
+        return History(self.steps, self.losses, self.seconds, 0.0 if self.twist is None else self.twist.seconds)
+
+
+def place() -> tuple[int, int]:
+    """Return this process's number and how many there are."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def _is_pair(data: Any) -> bool:
+    return isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
+
+
+@contextlib.contextmanager
+def _quiet_random() -> Iterator[None]:
+    """Leave the caller's random state as it was."""
+    with torch.random.fork_rng():
+        yield

@@ -1,0 +1,96 @@
+"""How flat a minimum is in the low-rank direction: the loss along the way from the weights to their reconstruction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from spectrim.factorize._base import from_canonical
+from spectrim.layer import evaluation_mode, tensors_of
+from spectrim.plan import Plan
+from spectrim.surgery import duplicate, module_of, working_weight
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Loss along W + t (W_r - W).
+
+    Attributes:
+        label: What was measured, such as "before training".
+        t: From 0, the network itself, to 1, all planned kernels at their low-rank reconstruction.
+        loss: Mean cross-entropy in nats at each t.
+        error: Standard error of each loss.
+        accuracy: Top-1 fraction at each t.
+        examples: How many images.
+    """
+
+    label: str
+    t: tuple[float, ...]
+    loss: tuple[float, ...]
+    error: tuple[float, ...]
+    accuracy: tuple[float, ...]
+    examples: int
+
+
+@torch.no_grad()
+def loss_along(
+    model: nn.Module, plan: Plan, *, batches: Iterable[tuple[Tensor, Tensor]], label: str = "", points: int = 9
+) -> Curve:
+    """Measure the loss on the straight way from the network to its low-rank reconstruction; the network is not changed.
+
+    Args:
+        model: A classifier.
+        plan: Which layers, methods and ranks.
+        batches: Pairs (inputs, labels); read once for each point, so a list or a loader, no generator.
+        label: Name of the curve.
+        points: How many values of t, at least 2.
+
+    Raises:
+        ValueError: If the plan does not fit the network or there are no images.
+
+    Reference:
+        Lee, Kwon, Kim, Wei: Learning low-rank approximation for CNNs (arXiv 1905.10145), section 2, "flat minima".
+    """
+    walker = duplicate(model)
+    ends = {}
+    for name, option in plan.items():
+        module = module_of(walker, option)
+        assert option.method is not None
+        weight = working_weight(option.layer, module)
+        merged = option.method.merge(option.method.factors(weight, option.rank))
+        start = module.weight.detach().clone()  # type: ignore[operator]
+        ends[name] = start, from_canonical(option.layer, merged).to(start)
+    ways = tuple(index / (points - 1) for index in range(points))
+    rows = []
+    for t in ways:
+        for name, (start, end) in ends.items():
+            walker.get_submodule(name).weight.copy_(torch.lerp(start, end, t))  # type: ignore[operator]
+        rows.append(_measured(walker, batches))
+    losses, hits = [row[0] for row in rows], [row[1] for row in rows]
+    count = len(losses[0])
+    return Curve(
+        label,
+        ways,
+        tuple(float(loss.mean()) for loss in losses),
+        tuple(float(loss.std()) / max(count - 1, 1) ** 0.5 for loss in losses),
+        tuple(float(hit.mean()) for hit in hits),
+        count,
+    )
+
+
+def _measured(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Return cross-entropy and hit of every example."""
+    device = next(model.parameters()).device
+    losses, hits = [], []
+    with evaluation_mode(model):
+        for inputs, labels in batches:
+            logits = tensors_of(model(inputs.to(device)))[0]
+            losses.append(functional.cross_entropy(logits.float(), labels.to(device), reduction="none").cpu())
+            hits.append((logits.argmax(1).cpu() == labels.cpu()).double())
+    if not losses:
+        raise ValueError("there is nothing to measure the loss on: the batches are empty (a generator can be read only once)")
+    return torch.cat(losses), torch.cat(hits)

@@ -1,0 +1,355 @@
+"""Distortion training: properties over all decompositions and geometries, exact resumption, the loop, real libraries."""
+
+import copy
+import dataclasses
+import itertools
+import sys
+
+import pytest
+import torch
+from tests.nets import GEOMETRIES, Residual, layer_and_input, settle
+from torch import nn
+from torch.nn import functional
+
+import spectrim as st
+from spectrim.factorize._base import as_tuple
+from spectrim.train.fit import Tensors, augment
+
+METHODS = (
+    st.ChannelSVD(),
+    st.InputSVD(),
+    st.SpatialSVD(),
+    st.SpatialSVD(axis=1),
+    st.Tucker2(),
+    st.CP(),
+    st.CP(depthwise="kernel"),
+    st.TensorTrain(),
+    st.TiledSVD(),
+)
+
+
+def network():
+    torch.manual_seed(0)
+    x = torch.randn(64, 3, 8, 8)
+    return settle(Residual(), x), x, torch.arange(64) % 5
+
+
+def plan_of(model, x, method=None, layers=("conv1", "conv2", "conv3")):
+    found = {layer.name: layer for layer in st.find_layers(model, x[:1])}
+    method = method or st.ChannelSVD()
+    ranks = {name: method.ranks(found[name]) for name in layers}
+    return st.plan_from(model, x[:1], {name: (method, ranks[name][len(ranks[name]) // 2]) for name in layers})
+
+
+def train(model, x, y, steps, twist=None, optimizer=None):
+    optimizer = optimizer or torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        if twist is not None:
+            twist.step()
+    return optimizer
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.title + str(dataclasses.astuple(m)))
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_distorted_equals_factorized_and_distorting_again_changes_nothing(method, geometry):
+    module, x = layer_and_input(geometry)
+    model = nn.Sequential(module)
+    (layer,) = st.find_layers(model, x)
+    if not method.fits(layer):
+        assert method.fits(layer).reason
+        return
+    full = as_tuple(method.full_rank(layer))
+    rank = tuple(max(1, number // 2) for number in full)
+    if isinstance(method, st.CP):
+        rank = (min(3, full[0]),)
+    if isinstance(method, st.Tucker2):
+        taps = layer.matrix[1] // (layer.channels[1] // layer.groups)
+        rank = (max(1, min(rank[0], taps * rank[1])), max(1, min(rank[1], taps * rank[0])))
+    plan = st.plan_from(model, x, {"0": (method, rank if isinstance(method.full_rank(layer), tuple) else rank[0])})
+    before = module.weight.detach().clone()
+    twist = st.Distortion(model, plan, every=1)
+    assert twist.step() and module.weight is model[0].weight
+    distorted = module.weight.detach().clone()
+    assert not torch.allclose(before, distorted) or torch.equal(before, before.flatten()[0].expand_as(before)) or full == rank
+    small = twist.finish()
+    torch.testing.assert_close(small(x), model(x), rtol=1e-6, atol=1e-6)
+    moved = (module.weight.detach() - distorted).norm() / distorted.norm()  # a projection: exact the second time
+    assert moved < (0.1 if isinstance(method, st.CP) else 1e-6)
+    assert st.cost(small, x) == plan.cost
+
+
+def test_structure_identity_and_optimizer_state_stay():
+    model, x, y = network()
+    model.train().to(memory_format=torch.channels_last)
+    plan = plan_of(model, x)
+    twist = st.Distortion(model, plan, every=3)
+    identities = {name: id(p) for name, p in model.named_parameters()}
+    keys, strides = list(model.state_dict()), model.conv1.weight.stride()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    for step in range(1, 10):
+        train(model, x, y, 1, None, optimizer)
+        momentum = optimizer.state[model.conv1.weight]["momentum_buffer"].clone()
+        free = model.stem.weight.detach().clone()
+        assert twist.step() == (step % 3 == 0)
+        assert torch.equal(momentum, optimizer.state[model.conv1.weight]["momentum_buffer"])
+        assert torch.equal(free, model.stem.weight)
+    assert identities == {name: id(p) for name, p in model.named_parameters()}
+    assert keys == list(model.state_dict()) and strides == model.conv1.weight.stride()
+    assert twist.distortions == 3 and twist.seconds > 0
+    small = twist.finish()
+    small.eval(), model.eval()
+    torch.testing.assert_close(small(x), model(x), rtol=1e-4, atol=1e-4)
+    assert st.cost(small, x[:1]) == plan.cost
+
+
+def test_training_with_distortion_loses_less_when_cut():
+    """The claim of the paper on a toy: the distorted network is better after the cut than the equally trained control."""
+    torch.manual_seed(1)
+    x, y = torch.randn(256, 3, 8, 8), torch.randint(0, 5, (256,))
+    base = settle(Residual(width=16), x)
+    plan = st.plan_from(base, x[:1], {name: (st.ChannelSVD(), 2) for name in ("conv1", "conv2", "conv3")})
+    cut = {}
+    for every in (None, 10):
+        model = copy.deepcopy(base).train()
+        twist = st.Distortion(model, plan, every=every or 10**6)
+        train(model, x, y, 120, twist)
+        small = twist.finish()
+        cut[every] = functional.cross_entropy(small.train()(x), y).item()
+    assert cut[10] < 0.8 * cut[None]
+
+
+def test_schedule():
+    assert [st.Schedule(10, growth=2.0).interval(done) for done in range(3)] == [10, 20, 40]
+    model, x, _ = network()
+    twist = st.Distortion(model, plan_of(model, x), every=st.Schedule(3, warmup=4, growth=2.0))
+    assert [step for step in range(1, 30) if twist.step()] == [7, 13, 25]
+    for wrong in ({"every": 0}, {"warmup": -1}, {"replan": 0}, {"growth": 0.0}, {"tighten": True}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            st.Schedule(**wrong)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.title + str(dataclasses.astuple(m)))
+def test_ranks_tighten_to_the_plan(method):
+    model, x, _ = network()
+    plan = plan_of(model, x, method, ("conv3",))
+    twist = st.Distortion(model, plan, every=st.Schedule(1, tighten=4))
+    ranks = []
+    for _ in range(6):
+        ranks.append(as_tuple(next(iter(twist.options())).rank))
+        twist.step()
+    assert ranks[3:] == [as_tuple(plan["conv3"].rank)] * 3
+    assert all(a >= b for first, second in itertools.pairwise(ranks) for a, b in zip(first, second, strict=True))
+    assert ranks[0] > ranks[3]
+
+
+def test_replan_and_response_norm():
+    model, x, y = network()
+    plans = [plan_of(model, x), plan_of(model, x, st.SpatialSVD(), ("conv2",))]
+    asked, looked = [], []
+    moments = {"conv2": None}
+
+    def statistics(network):
+        looked.append(network)
+        from spectrim.statistics import statistics as measure
+
+        return measure(network, st.find_layers(network, x[:1]), [x])
+
+    def replan(network):
+        asked.append(network)
+        return plans[1]
+
+    twist = st.Distortion(model, plans[0], every=st.Schedule(2, replan=2), replan=replan, moments=statistics)
+    model.train()
+    train(model, x, y, 8, twist)
+    assert twist.distortions == 4 and len(asked) == 1 and asked[0] is model and len(looked) == 4
+    assert list(twist.plan) == ["conv2"] and model.training
+    small = twist.finish()
+    torch.testing.assert_close(small.eval()(x), model.eval()(x), rtol=1e-4, atol=1e-4)
+    assert moments == {"conv2": None}
+
+
+def test_response_norm_projects_in_that_norm():
+    model, x, _ = network()
+    plan = plan_of(model, x, layers=("conv3",))
+    from spectrim.statistics import statistics
+
+    found = statistics(model, st.find_layers(model, x[:1]), [x])
+    harms = {}
+    for norm in (None, found):
+        copied = copy.deepcopy(model)
+        st.Distortion(copied, plan, moments=norm).distort()
+        change = (copied.conv3.weight - model.conv3.weight).detach().flatten(1).double()
+        moment = found["conv3"]
+        harms[norm is None] = torch.einsum("tu,un,nm,tm->", moment.gradient[0], change, moment.covariance[0], change)
+    assert harms[False] < harms[True]
+
+
+def test_state_is_resumed_exactly():
+    model, x, y = network()
+    model.train()
+    plan = plan_of(model, x)
+    whole, half = copy.deepcopy(model), copy.deepcopy(model)
+    schedule = st.Schedule(3, growth=1.5, tighten=3)
+    train(whole, x, y, 20, st.Distortion(whole, plan, every=schedule))
+    twist = st.Distortion(half, plan, every=schedule)
+    optimizer = train(half, x, y, 11, twist)
+    state = copy.deepcopy((half.state_dict(), optimizer.state_dict(), twist.state_dict()))
+    again = copy.deepcopy(model)
+    again.load_state_dict(state[0])
+    optimizer = torch.optim.SGD(again.parameters(), 0.05, momentum=0.9)
+    optimizer.load_state_dict(state[1])
+    twist = st.Distortion(again, plan_of(model, x, st.InputSVD()), every=schedule)
+    twist.load_state_dict(state[2])
+    train(again, x, y, 9, twist, optimizer)
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values(), strict=True))
+    with pytest.raises(ValueError, match="no state of a Distortion"):
+        twist.load_state_dict({"steps": 3})
+
+
+def test_averaged_copy_autocast_and_accumulation():
+    model, x, y = network()
+    model.train()
+    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5))
+    twist = st.Distortion(model, plan_of(model, x), every=2)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    for _ in range(4):
+        for part in range(2):
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = functional.cross_entropy(model(x[part::2]), y[part::2])
+            (loss / 2).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        twist.step()
+        average.update_parameters(model)
+    assert twist.steps == 4 and model.conv1.weight.dtype == torch.float32
+    kept = model.conv1.weight.detach().clone()
+    small = twist.finish(average)
+    torch.testing.assert_close(small.eval()(x), average.module.eval()(x), rtol=1e-4, atol=1e-4)
+    assert torch.equal(kept, model.conv1.weight)
+
+
+def test_compiled_and_wrapped_networks():
+    model, x, _ = network()
+    plan = plan_of(model, x)
+    alone = copy.deepcopy(model)
+    st.Distortion(alone, plan).distort()
+    st.Distortion(nn.DataParallel(model), plan).distort()
+    assert torch.equal(alone.conv1.weight, model.conv1.weight)
+
+
+def test_bad_input():
+    model, x, y = network()
+    plan = plan_of(model, x)
+    with pytest.raises(ValueError, match="replaces no layer"):
+        st.Distortion(model, st.Plan())
+    with pytest.raises(TypeError, match="must be a Plan"):
+        st.Distortion(model, {"conv1": 3})
+    with pytest.raises(ValueError, match="does not fit"):
+        st.Distortion(nn.Sequential(nn.Conv2d(3, 3, 3)), plan)
+    nn.utils.parametrizations.weight_norm(model.conv1)
+    with pytest.raises(TypeError, match="computed, not stored"):
+        st.Distortion(model, plan)
+    for wrong in ({"epochs": 0}, {"batch": 1.5}, {"rise": 2.0}, {"rate": 0.0}, {"crop": -1}, {"optimizer": "magic"}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            st.Recipe(**wrong)
+    with pytest.raises(ValueError, match="no teacher"):
+        st.fit(model, (x, y), recipe=st.Recipe(distill=0.5))
+    with pytest.raises(ValueError, match="no length"):
+        st.fit(model, iter([(x, y)]))
+    with pytest.raises(ValueError, match="64 images and 3 labels"):
+        st.fit(model, (x, y[:3]))
+    with pytest.raises(FloatingPointError, match="lower the rate"):
+        st.fit(network()[0], (x / 0, y), recipe=st.Recipe(epochs=1, batch=16))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_fit_learns_and_leaves_the_rest_alone(optimizer):
+    model, x, y = network()
+    state = torch.get_rng_state()
+    start = functional.cross_entropy(model(x), y)
+    told = []
+    recipe = st.Recipe(epochs=20, batch=32, optimizer=optimizer, rate=0.05 if optimizer == "sgd" else 0.005, crop=0, flip=False)
+    recipe = dataclasses.replace(recipe, progress=lambda stage, share: told.append(share))
+    history = st.fit(model, (x, y), recipe=recipe)
+    assert functional.cross_entropy(model(x), y) < 0.75 * start and not model.training
+    assert history.steps == 40 and len(history.loss) == 20 and history.loss[-1] < history.loss[0] and told[-1] == 1.0
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_interrupted_fit_goes_on_exactly(tmp_path, monkeypatch):
+    model, x, y = network()
+    plan = plan_of(model, x)
+    recipe = st.Recipe(epochs=3, batch=16, checkpoint=tmp_path / "state.pt")
+    monkeypatch.setattr(sys.modules["spectrim.train.fit"], "SAVE_SECONDS", 0.0)
+    whole = copy.deepcopy(model)
+    history = st.fit(
+        whole, (x, y), recipe=dataclasses.replace(recipe, checkpoint=None), twist=st.Distortion(whole, plan, every=2)
+    )
+    half = copy.deepcopy(model)
+    twist = st.Distortion(half, plan, every=2)
+    step, calls = twist.step, []
+
+    def interrupting():
+        calls.append(step())
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(twist, "step", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        st.fit(half, (x, y), recipe=recipe, twist=twist)
+    again = copy.deepcopy(model)
+    resumed = st.fit(again, (x, y), recipe=recipe, twist=st.Distortion(again, plan, every=2))
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values(), strict=True))
+    assert resumed.loss == pytest.approx(history.loss) and resumed.steps == history.steps == 12
+    assert st.fit(again, (x, y), recipe=recipe, twist=st.Distortion(again, plan, every=2)).steps == 12  # nothing left to do
+    with pytest.raises(ValueError, match="another recipe"):
+        st.fit(again, (x, y), recipe=dataclasses.replace(recipe, rate=0.5))
+
+
+def test_distillation_follows_the_teacher():
+    model, x, y = network()
+    student = copy.deepcopy(model)
+    with torch.no_grad():
+        student.head.weight.mul_(0.2)
+    away = functional.mse_loss(student(x), model(x))
+    recipe = st.Recipe(epochs=20, batch=32, rate=0.05, crop=0, flip=False, distill=1.0)
+    st.fit(student, (x, y), recipe=recipe, teacher=model)
+    assert functional.mse_loss(student(x), model(x)) < 0.5 * away
+
+
+def test_batches_and_augmentation():
+    x, y = torch.arange(40.0).view(10, 1, 2, 2), torch.arange(10)
+    batches = Tensors(x, y, size=4)
+    assert len(batches) == 2 and sum(len(labels) for _, labels in batches) == 8
+    first = torch.cat([labels for _, labels in batches])
+    batches.set_epoch(1)
+    assert not torch.equal(first, torch.cat([labels for _, labels in batches]))
+    images = torch.randn(8, 3, 6, 5)
+    same = augment(images, 0, False, torch.Generator())
+    assert torch.equal(images, same)
+    moved = augment(images, 2, True, torch.Generator().manual_seed(0))
+    assert moved.shape == images.shape and not torch.equal(moved, images)
+    padded = functional.pad(images, (2, 2, 2, 2), mode="reflect")
+    for one, around in zip(moved, padded, strict=True):
+        windows = [around[:, i : i + 6, j : j + 5] for i in range(5) for j in range(5)]
+        assert any(torch.equal(one, window) or torch.equal(one.flip(2), window) for window in windows)
+
+
+def test_loss_along_the_low_rank_direction():
+    model, x, y = network()
+    plan = plan_of(model, x)
+    batches = [(x[:40], y[:40]), (x[40:], y[40:])]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        outputs = model(x), st.apply(plan, model)(x)
+    curve = st.loss_along(model, plan, batches=batches, label="start", points=5)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert curve.t == (0.0, 0.25, 0.5, 0.75, 1.0) and curve.examples == 64 and curve.label == "start"
+    for index, out in ((0, outputs[0]), (-1, outputs[1])):
+        assert curve.loss[index] == pytest.approx(functional.cross_entropy(out, y).item(), abs=1e-4)
+        assert curve.accuracy[index] == pytest.approx((out.argmax(1) == y).double().mean().item())
+    with pytest.raises(ValueError, match="batches are empty"):
+        st.loss_along(model, plan, batches=[])
