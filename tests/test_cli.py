@@ -81,7 +81,7 @@ def test_demo(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("spectrim.demo.BUDGET", None)
     from spectrim.demo import run_demo
 
-    monkeypatch.setattr(cli, "run_demo", lambda tell: run_demo(tell, spectrim.Keep(0.5, "macs")))
+    monkeypatch.setattr(cli.demo, "run_demo", lambda tell: run_demo(tell, spectrim.Keep(0.5, "macs")))
     assert cli.main(["demo"]) == 0
     text = capsys.readouterr().out
     assert "score on the test images" in text and "latency, 1 thread" in text and "2,500 images" in text

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "spectrim"
 LEVELS = [  # imports go down or stay level, never up
     {"cli", "__main__"},
-    {"_inputs", "demo", "testing"},
+    {"_inputs", "demo", "testing", "integrations"},
     {"data", "zoo"},
     {"compress", "inspection", "train"},
     {"result", "cache", "calibration", "config"},
@@ -58,7 +58,7 @@ def test_files_and_functions_are_short():
         text = path.read_text()
         assert len(text.splitlines()) <= 400, path
         for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef) and path.name != "cli.py":
+            if isinstance(node, ast.FunctionDef):
                 doc = (ast.get_docstring(node) or "").count("\n")
                 assert node.end_lineno - node.lineno - doc <= 60, f"{path.name}: {node.name}"
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from spectrim.data import Batches, Form, Images, is_callable_spec, open_callable, open_images
+from spectrim.data import Batches, Form, Images, Shuffled, is_callable_spec, open_callable, open_images
 
 DEFAULT_INPUT = (1, 3, 224, 224)
 SELECTION = 5000  # images that MaxDrop decides on, taken from the calibration source behind the calibration images
+
+TRAINING_BYTES = 1 << 30  # training images that are kept decoded
 
 
 def parse_shape(text: str | None) -> tuple[int, ...] | None:
@@ -36,28 +39,72 @@ def _numbers(text: str | None, default: tuple[float, ...]) -> tuple[float, ...]:
         raise ValueError(f"{text!r} is no list of numbers such as 0.485,0.456,0.406") from error
 
 
+@dataclass(frozen=True)
+class Sources:
+    """Images by purpose.
+
+    Attributes:
+        example: A batch of inputs.
+        calibration: Batches for statistics and refit.
+        selection: Batches that decisions are made on; from one source the same as `test`.
+        test: Batches read once, for the report.
+        training: What may be trained on: everything in the calibration source but `selection`; None without such a source.
+    """
+
+    example: torch.Tensor
+    calibration: Any
+    selection: Any
+    test: Any
+    training: Any = None
+
+
 def split_data(
-    data: str, calibration: str | None, images: int, input_shape: str | None, mean: str | None, std: str | None
-) -> tuple[torch.Tensor, Any, Any, Any]:
-    """Return an example and the batches for calibration, selection and test; from one source the last two are the same."""
+    data: str,
+    calibration: str | None,
+    images: int,
+    input_shape: str | None,
+    norm: tuple[str | None, str | None],
+    held: float = 1.0,
+) -> Sources:
+    """Return the images by purpose.
+
+    Args:
+        data: Spec of the test images.
+        calibration: Spec of the training images, or None.
+        images: How many are for calibration.
+        input_shape: Shape of a batch as it was typed, or None.
+        norm: Mean and standard deviation as they were typed, or None.
+        held: Largest share of the calibration source that decisions may keep away from training.
+    """
     if is_callable_spec(data):
         testing = open_callable(data)
-        training = open_callable(calibration) if calibration is not None else testing
-        return testing[0][0][:1], training, training, testing
+        given = open_callable(calibration) if calibration is not None else None
+        return Sources(testing[0][0][:1], given or testing, given or testing, testing, given)
     test = open_images(data)
     shape = parse_shape(input_shape) or _stored_shape(test)
     defaults = Form(shape[1], (shape[2], shape[3]), (0.5,), (0.5,)) if shape[1] == 1 else Form(shape[1], (shape[2], shape[3]))
-    form = Form(shape[1], (shape[2], shape[3]), _numbers(mean, defaults.mean), _numbers(std, defaults.std))
+    form = Form(shape[1], (shape[2], shape[3]), _numbers(norm[0], defaults.mean), _numbers(norm[1], defaults.std))
     source = test if calibration is None else open_images(calibration, split="train")
     count = min(images, len(source) if calibration is not None else max(1, len(source) // 2))
     order = np.random.default_rng(0).permutation(len(source)).tolist()  # stored images are often sorted by class
     first, rest = order[:count], order[count:] or order[:count]
     head = Batches(source.part(first), form)
     if calibration is None:
-        held = Batches(test.part(rest), form).in_memory()
-        return torch.zeros(shape), head, held, held
-    chosen = Batches(source.part(rest[:SELECTION]), form)
-    return torch.zeros(shape), head, chosen.in_memory(), Batches(test, form).in_memory()
+        others = Batches(test.part(rest), form).in_memory()
+        return Sources(torch.zeros(shape), head, others, others)
+    chosen = rest[: min(SELECTION, max(1, int(held * len(source))))]
+    training = Batches(source.part([*first, *rest[len(chosen) :]]), form)
+    selection = Batches(source.part(chosen), form).in_memory()
+    return Sources(torch.zeros(shape), head, selection, Batches(test, form).in_memory(), training)
+
+
+def training_data(training: Any, batch: int, seed: int) -> Any:
+    """Return what `fit` reads: two tensors where the images fit in memory, else batches that are decoded as they are needed."""
+    if isinstance(training, Batches):
+        if training.bytes > TRAINING_BYTES:
+            return Shuffled(training.images, training.form, size=batch, seed=seed)
+        training = list(training)
+    return tuple(torch.cat(column) for column in zip(*training, strict=True))
 
 
 def _stored_shape(images: Images) -> tuple[int, ...]:

@@ -28,6 +28,7 @@ def render(report: Report) -> str:
     return environment.from_string(source).render(
         report=report,
         plots=_plots(report),
+        training=json.dumps(dict(report.training), indent=1),
         settings=json.dumps(dict(report.settings), indent=1),
     )
 
@@ -46,6 +47,8 @@ def _plots(report: Report) -> list[tuple[str, str]]:
         )
     if found is not None and len(found.layers) > 1:
         plots.append(("Which layers' harms belong together: red adds up, blue pays back", _partners(found, report.harm_unit)))
+    if report.flatness:
+        plots.append(("Loss on the straight way from the kernels to their low-rank reconstructions", _flatness(report)))
     if report.probes:
         plots.append(("What MaxDrop tried: points lost at each budget", _probes(report)))
     return plots
@@ -80,6 +83,21 @@ def _probes(report: Report) -> str:
     axes.set_xlabel("kept, %")
     axes.set_ylabel("drop, points")
     axes.spines[["top", "right"]].set_visible(False)
+    return _svg(figure)
+
+
+def _flatness(report: Report) -> str:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3))
+    axes = figure.subplots()
+    for curve, color in zip(report.flatness, ("#8a94a0", "#2f6fa8", "#c05020"), strict=False):
+        label = f"{curve.label} ({100 * curve.distance:.1f} % away)"
+        axes.errorbar(curve.t, curve.loss, curve.error, fmt="o-", color=color, markersize=4, capsize=2, label=label)
+    axes.set_xlabel("t: 0 the network itself, 1 all planned kernels at low rank")
+    axes.set_ylabel("loss, nats")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
     return _svg(figure)
 
 

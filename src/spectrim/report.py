@@ -84,6 +84,29 @@ class Interactions:
 
 
 @dataclass(frozen=True)
+class Curve:
+    """Loss along W + t (W_r - W), the way from the kernels to their low-rank reconstructions.
+
+    Attributes:
+        label: What was measured, such as "before training".
+        distance: Of the reconstructions, relative to the norm of all planned kernels.
+        t: From 0, the network itself, to 1, all planned kernels at their low-rank reconstruction.
+        loss: Mean cross-entropy in nats at each t.
+        error: Standard error of each loss.
+        accuracy: Top-1 fraction at each t.
+        examples: How many images.
+    """
+
+    label: str
+    distance: float
+    t: tuple[float, ...]
+    loss: tuple[float, ...]
+    error: tuple[float, ...]
+    accuracy: tuple[float, ...]
+    examples: int
+
+
+@dataclass(frozen=True)
 class Report:
     """The account of one compression.
 
@@ -102,6 +125,8 @@ class Report:
         seconds: Wall-clock time of each stage.
         passes: How often the network was run over the calibration set, by kind.
         probes: For MaxDrop, every budget tried: kept fraction and drop.
+        training: Recipe, steps and losses, if the network was trained; `selection` is from before that.
+        flatness: Loss along the way from the weights to their low-rank reconstruction, before and after training.
         settings: The configuration in words, and for the command line the model, weights and data.
     """
 
@@ -120,6 +145,8 @@ class Report:
     seconds: Mapping[str, float] = field(default_factory=dict)
     passes: Mapping[str, float] = field(default_factory=dict)
     probes: tuple[tuple[float, float], ...] = ()
+    training: Mapping[str, Any] = field(default_factory=dict)
+    flatness: tuple[Curve, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -172,9 +199,18 @@ class Report:
                 f"latency, {old.threads} thread         {old.median_ms:.2f} -> {new.median_ms:.2f} ms "
                 f"({quartiles}; {old.runs} runs each{noisy})"
             )
+        if self.training:
+            steps, loss = self.training["steps"], self.training["loss"]
+            lines.append(f"trained  {steps:,} steps, loss of the first epoch {loss[0]:.3f}, of the last {loss[-1]:.3f}")
+        for curve in self.flatness:
+            lines.append(
+                f"loss on the way to low rank, {curve.label:16s} {curve.loss[0]:.3f} -> {curve.loss[-1]:.3f} nats "
+                f"(kernels {100 * curve.distance:.1f} % away, {curve.examples:,} images)"
+            )
         joint = "" if self.interactions is None else f", with interactions {self.interactions.predicted:.4f}"
         measured = "" if self.measured_harm is None else f"; measured after the refit {self.measured_harm:.4f}"
-        lines.append(f"harm, predicted layer by layer {self.predicted_harm:.4f} {self.harm_unit}{joint}{measured}")
+        if self.predicted_harm or measured:
+            lines.append(f"harm, predicted layer by layer {self.predicted_harm:.4f} {self.harm_unit}{joint}{measured}")
         if self.interactions is not None and len(self.interactions.layers) > 1:
             pairs = [f"{first} and {second} {value:+.4f}" for first, second, value in self.interactions.strongest()]
             lines.append(f"interactions, strongest  {', '.join(pairs)}")

@@ -2,6 +2,6 @@
 
 from spectrim.train.distort import Distortion, Schedule
 from spectrim.train.fit import History, Recipe, fit
-from spectrim.train.flatness import Curve, loss_along
+from spectrim.train.flatness import loss_along
 
-__all__ = ["Curve", "Distortion", "History", "Recipe", "Schedule", "fit", "loss_along"]
+__all__ = ["Distortion", "History", "Recipe", "Schedule", "fit", "loss_along"]

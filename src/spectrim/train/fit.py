@@ -45,7 +45,7 @@ class Recipe:
     Attributes:
         epochs: Times the data is read.
         batch: Images of one step, of all processes together.
-        optimizer: `sgd` (Nesterov momentum 0.9) or `adamw`.
+        optimizer: `sgd` (Nesterov momentum 0.9), `adamw`, or a function from the trained parameters to an optimizer.
         rate: Largest learning rate; it rises to it and falls to nothing in one cycle.
         rise: Share of the steps in which the rate rises.
         weight_decay: On all parameters.
@@ -62,7 +62,7 @@ class Recipe:
 
     epochs: int = 10
     batch: int = 128
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adamw"] | Callable[[list[nn.Parameter]], torch.optim.Optimizer] = "sgd"
     rate: float = 0.02
     rise: float = 0.2
     weight_decay: float = 1e-4
@@ -85,12 +85,15 @@ class Recipe:
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be between {low} and {high}")
         for name, allowed in (("optimizer", ("sgd", "adamw")), ("precision", ("auto", "float32", "bfloat16"))):
-            if getattr(self, name) not in allowed:
+            if getattr(self, name) not in allowed and not callable(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; allowed are {', '.join(allowed)}")
 
     def words(self) -> dict[str, Any]:
         """Return what decides the result, JSON-ready."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("checkpoint", "progress")}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("checkpoint", "progress")}
+        if callable(self.optimizer):
+            values["optimizer"] = getattr(self.optimizer, "__qualname__", type(self.optimizer).__name__)
+        return values
 
 
 @dataclass
@@ -212,12 +215,7 @@ class _Run:
         if place()[1] > 1 and not isinstance(model, DistributedDataParallel):
             self.network = DistributedDataParallel(self.model)
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        if recipe.optimizer == "sgd":
-            self.optimizer: torch.optim.Optimizer = torch.optim.SGD(
-                trained, recipe.rate, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay
-            )
-        else:
-            self.optimizer = torch.optim.AdamW(trained, recipe.rate, weight_decay=recipe.weight_decay)
+        self.optimizer = _optimizer(recipe, trained)
         self.total = recipe.epochs * length
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._share)
         self.steps = 0
@@ -339,6 +337,14 @@ class _Run:
     def history(self) -> History:
         """Return the account."""
         return History(self.steps, self.losses, self.seconds, 0.0 if self.twist is None else self.twist.seconds)
+
+
+def _optimizer(recipe: Recipe, trained: list[nn.Parameter]) -> torch.optim.Optimizer:
+    if callable(recipe.optimizer):
+        return recipe.optimizer(trained)
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(trained, recipe.rate, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay)
+    return torch.optim.AdamW(trained, recipe.rate, weight_decay=recipe.weight_decay)
 
 
 def place() -> tuple[int, int]:

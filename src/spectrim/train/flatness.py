@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,28 +11,8 @@ from torch.nn import functional
 from spectrim.factorize._base import from_canonical
 from spectrim.layer import evaluation_mode, tensors_of
 from spectrim.plan import Plan
-from spectrim.surgery import duplicate, module_of, working_weight
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Loss along W + t (W_r - W).
-
-    Attributes:
-        label: What was measured, such as "before training".
-        t: From 0, the network itself, to 1, all planned kernels at their low-rank reconstruction.
-        loss: Mean cross-entropy in nats at each t.
-        error: Standard error of each loss.
-        accuracy: Top-1 fraction at each t.
-        examples: How many images.
-    """
-
-    label: str
-    t: tuple[float, ...]
-    loss: tuple[float, ...]
-    error: tuple[float, ...]
-    accuracy: tuple[float, ...]
-    examples: int
+from spectrim.report import Curve
+from spectrim.surgery import duplicate, module_of, reconstruction_error, working_weight
 
 
 @torch.no_grad()
@@ -74,6 +53,7 @@ def loss_along(
     count = len(losses[0])
     return Curve(
         label,
+        reconstruction_error(plan, model),
         ways,
         tuple(float(loss.mean()) for loss in losses),
         tuple(float(loss.std()) / max(count - 1, 1) ** 0.5 for loss in losses),

@@ -1,0 +1,61 @@
+"""The command line: demo | inspect | compress | train | evaluate, each a few lines over the functions of the library.
+
+Exit codes: 0 done, 1 the budget cannot be met, 2 bad input (one sentence), 130 interrupted, what was done is kept for --resume.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError
+
+import spectrim
+from spectrim.cli import compress, demo, evaluate, inspect, train
+from spectrim.cli._shared import err
+from spectrim.cost import BudgetError
+
+app = App(
+    name="spectrim",
+    version=spectrim.__version__,
+    help="Make trained convolutional networks smaller and faster.",
+    suppress_keyboard_interrupt=False,
+)
+for command in (demo.demo, inspect.inspect, compress.compress, train.train, evaluate.evaluate):
+    app.command(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    warnings.simplefilter("ignore")
+    try:
+        app(
+            list(arguments) if arguments is not None else None,
+            exit_on_error=False,
+            print_error=False,
+            result_action="return_value",
+        )
+    except BudgetError as error:
+        return _fail(str(error), 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted; what was done is kept, run the same command with --resume to go on", 130)
+    except CycloptsError as error:
+        return _fail(f"{' '.join(str(error).split())} (spectrim --help tells more)", 2)
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
+        return _fail(" ".join(str(error).split()) or type(error).__name__, 2)
+    except Exception as error:  # of the user's own model or data code, or a mistake of ours
+        if os.environ.get("SPECTRIM_TRACEBACK"):
+            raise
+        return _fail(f"{type(error).__name__}: {' '.join(str(error).split())} (SPECTRIM_TRACEBACK=1 shows where)", 2)
+    return 0
+
+
+def _fail(sentence: str, code: int) -> int:
+    err.print(f"spectrim: {sentence}", soft_wrap=True, highlight=False, markup=False)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,231 @@
+"""What several commands share: their common options, progress on the terminal, and the end of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from cyclopts import Parameter
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from torch import nn
+
+from spectrim._inputs import Sources, split_data
+from spectrim.config import Config
+from spectrim.factorize import Factorization, parse
+from spectrim.report import Report
+from spectrim.result import check_output
+from spectrim.search import SEARCHES
+from spectrim.train import Recipe
+from spectrim.zoo import load_weights, make_model
+
+out = Console()
+err = Console(stderr=True)
+HELD = 0.2  # largest share of the training images that decisions keep away from training
+Json = Annotated[bool, Parameter(name="--json")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The network and the images.
+
+    Attributes:
+        data: Labelled images for the report: parquet:FILE, imagefolder:DIR, npz:FILE, fashion-mnist:DIR or a callable.
+        calibration: Training images: for statistics, for training, and (up to 5,000 others) for decisions. Without it compress
+            takes them from --data, and the report says so.
+        weights: Weight file (.safetensors or a torch file of tensors).
+        input_shape: Shape of a batch, such as 1,3,224,224; by default the size of the stored images, or 1,3,224,224.
+        mean: Per channel, after division by 255, with commas; by default ImageNet's, for grey images 0.5.
+        std: Per channel, with commas; by default ImageNet's, for grey images 0.5.
+        seed: Of everything random.
+        device: Where the network runs, such as cuda.
+        trust_pickle: Allow a weight file that runs code when it is read.
+    """
+
+    data: str
+    calibration: str | None = None
+    weights: str | None = None
+    input_shape: Annotated[str | None, Parameter(name="--input")] = None
+    mean: str | None = None
+    std: str | None = None
+    seed: int = 0
+    device: str = "cpu"
+    trust_pickle: bool = False
+
+    def network(self, model: str) -> nn.Module:
+        """Return the network with its weights, on its device."""
+        network = make_model(model)
+        if self.weights is not None:
+            load_weights(network, self.weights, trust_pickle=self.trust_pickle)
+        return network.to(device_of(self.device))
+
+    def open(self, images: int, *, held: float = 1.0) -> Sources:
+        """Return the images by purpose; at most the share `held` of the training images is kept for decisions."""
+        return split_data(self.data, self.calibration, images, self.input_shape, (self.mean, self.std), held)
+
+    def words(self, model: str) -> dict[str, Any]:
+        """Return what `spectrim evaluate` needs to find everything again."""
+        names = {"weights": self.weights, "input": self.input_shape, "mean": self.mean, "std": self.std, "data": self.data}
+        return {"model": model, **names, "calibration": self.calibration or "from the data"}
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What may be chosen for each layer, and how.
+
+    Attributes:
+        methods: Comma-separated decompositions, such as ChannelSVD,SpatialSVD,Tucker2; SpatialSVD and CP stand for both of
+            their kinds.
+        search: Rank selection.
+        exclude: Name patterns of layers to leave alone.
+        multiple_of: Only ranks that are multiples of this.
+        images: Calibration images.
+    """
+
+    methods: str | None = None
+    search: str | None = None
+    exclude: Sequence[str] = ()
+    multiple_of: int = 1
+    images: int = 1024
+
+    def config(self, seed: int, cache: Path, tell: Any) -> Config:
+        """Return the configuration."""
+        return Config(
+            methods=methods_of(self.methods),
+            search=search_of(self.search),
+            exclude=tuple(self.exclude),
+            multiple_of=self.multiple_of,
+            images=self.images,
+            seed=seed,
+            cache=cache,
+            progress=tell,
+        )
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How to train.
+
+    Attributes:
+        batch: Images of one step, of all processes together.
+        optimizer: sgd or adamw.
+        rate: Largest learning rate; it rises to it and falls to nothing in one cycle.
+        weight_decay: On all parameters.
+        smoothing: Label smoothing.
+        crop: Pixels by which training images are shifted at most.
+        flip: Mirror training images at random.
+        distill: Share of the loss that imitates the original network's outputs, such as 0.7.
+    """
+
+    batch: int = 128
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    rate: float = 0.02
+    weight_decay: float = 1e-4
+    smoothing: float = 0.0
+    crop: int = 4
+    flip: bool = True
+    distill: float = 0.0
+
+    def recipe(self, epochs: int, seed: int, cache: Path, tell: Any) -> Recipe:
+        """Return the recipe."""
+        return Recipe(epochs=epochs, seed=seed, checkpoint=cache / "training.pt", progress=tell, **dataclasses.asdict(self))
+
+
+def methods_of(text: str | None) -> tuple[Factorization, ...]:
+    """Return the decompositions of a list of names."""
+    if text is None:
+        return Config().methods
+    methods = [parse(name.strip()) for name in text.split(",")]
+    names = {type(method).__name__ for method in methods}
+    other: dict[str, dict[str, Any]] = {"SpatialSVD": {"axis": 1}, "CP": {"depthwise": "kernel"}}
+    return (*methods, *(parse(name, options) for name, options in other.items() if name in names))
+
+
+def search_of(name: str | None) -> Any:
+    """Return the rank selection of this name."""
+    if name is None:
+        return Config().search
+    if name not in SEARCHES:
+        raise ValueError(f"there is no rank selection {name!r}; allowed are {', '.join(SEARCHES)}")
+    return SEARCHES[name]()
+
+
+def device_of(name: str) -> torch.device:
+    """Return the device of this name, if it can be used."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"the device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def free(name: str) -> str:
+    """Return the name, or the first with a number that is not taken."""
+    candidates = (name, *(f"{name}-{number}" for number in range(2, 1000)))
+    return next(candidate for candidate in candidates if not os.path.exists(candidate))
+
+
+def begin(out_dir: str, resume: bool) -> tuple[Path, Path]:
+    """Return where the result goes and where unfinished work is kept.
+
+    Raises:
+        ValueError: If the first holds something, or the second does and it is not to be resumed.
+    """
+    target = check_output(out_dir)
+    partial = target.with_name(target.name + ".partial")
+    if partial.exists() and not resume:
+        raise ValueError(f"{str(partial)!r} holds an interrupted run; add --resume to go on with it, or remove it")
+    return target, partial
+
+
+@contextlib.contextmanager
+def unfinished(partial: Path, resume: bool) -> Iterator[None]:
+    """Leave nothing behind when a new run fails; an interrupted or a resumed one keeps what was done."""
+    try:
+        yield
+    except Exception:
+        if not resume:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def show(report: Report, folder: str, as_json: bool) -> None:
+    """Print the report."""
+    if as_json:
+        sys.stdout.write(report.to_json())
+        return
+    out.print(report.table())
+    for line in report.lines():
+        out.print(line, soft_wrap=True, highlight=False, markup=False)
+    page = "report.html, " if (Path(folder) / "report.html").exists() else ""
+    out.print(f"written to {folder}: plan.json, model.safetensors, {page}report.json", soft_wrap=True, highlight=False)
+
+
+@contextlib.contextmanager
+def progress(quiet: bool) -> Iterator[Any]:
+    """Show a bar per stage on a terminal, a line per finished stage in a log, and nothing beside JSON."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True, disable=quiet or not err.is_terminal) as bars:
+        tasks: dict[str, TaskID] = {}
+        shares: dict[str, float] = {}
+
+        def tell(stage: str, share: float) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=1.0)
+            bars.update(tasks[stage], completed=share)
+            finished, shares[stage] = share == 1.0 != shares.get(stage), share
+            if finished and not quiet and not err.is_terminal:
+                err.print(f"{datetime.now():%H:%M:%S} {stage} done", highlight=False)
+
+        yield tell

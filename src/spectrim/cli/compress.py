@@ -1,0 +1,107 @@
+"""`spectrim compress`."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from spectrim._inputs import training_data
+from spectrim.accuracy import Accuracy, Scorer
+from spectrim.cli._shared import HELD, Choice, Json, Source, Training, begin, progress, show, unfinished
+from spectrim.compress import compress as run
+from spectrim.cost import Budget, Keep, MaxDrop
+from spectrim.result import Result
+from spectrim.train import fit
+
+
+def compress(
+    model: str,
+    *,
+    source: Source,
+    out_dir: Annotated[str, Parameter(name="--out")],
+    keep: float | None = None,
+    max_drop: float | None = None,
+    metric: str = "macs",
+    choice: Choice = Choice(),
+    refit: bool = True,
+    batchnorm: bool = False,
+    finetune_epochs: int = 0,
+    training: Training = Training(),
+    resume: bool = False,
+    as_json: Json = False,
+) -> None:
+    """Compress a network to a budget and write the result to a folder.
+
+    Parameters
+    ----------
+    model
+        torchvision:NAME, timm:NAME, module.path:callable or file.py:callable.
+    source
+        The network and the images.
+    out_dir
+        Folder to write; it must be new or empty.
+    keep
+        Fraction that may remain, such as 0.5.
+    max_drop
+        Points of top-1 that may be lost, such as 1.5; before fine-tuning.
+    metric
+        params or macs.
+    choice
+        What may be chosen for each layer.
+    refit
+        Fit each layer again to what the compressed prefix gives it.
+    batchnorm
+        Re-estimate BatchNorm statistics at the end.
+    finetune_epochs
+        Train the compressed network for so many epochs on the calibration source.
+    training
+        How to fine-tune.
+    resume
+        Go on where an interrupted run with the same arguments stopped.
+    as_json
+        Print the report as JSON.
+    """
+    budget = _budget(keep, max_drop, metric)
+    if finetune_epochs and source.calibration is None:
+        raise ValueError("--finetune-epochs needs labelled training images: give them with --calibration")
+    target, partial = begin(out_dir, resume)
+    network = source.network(model)
+    sources = source.open(choice.images, held=HELD if finetune_epochs else 1.0)
+    with progress(as_json) as tell, unfinished(partial, resume):
+        config = dataclasses.replace(choice.config(source.seed, partial, tell), refit=refit, batchnorm=batchnorm)
+        evaluate = Accuracy(sources.selection) if isinstance(budget, MaxDrop) else None
+        result = run(
+            network,
+            sources.example.to(source.device),
+            budget=budget,
+            calibration=sources.calibration,
+            evaluate=evaluate,
+            config=config,
+        )
+        trained, seconds = {}, dict(result.report.seconds)
+        if finetune_epochs:
+            recipe = training.recipe(finetune_epochs, source.seed, partial, tell)
+            data = training_data(sources.training, recipe.batch, recipe.seed)
+            history = fit(result.model, data, recipe=recipe, teacher=network)
+            result.model.eval()
+            trained = {"recipe": recipe.words(), **dataclasses.asdict(history)}
+            seconds["fine-tuning"] = history.seconds
+        score = None
+        if not (sources.selection is sources.test and isinstance(budget, MaxDrop)):  # else it was decided on and is no test
+            tell("test images", 0.0)
+            score = Scorer(Accuracy(sources.test), network).score(result.model)
+            tell("test images", 1.0)
+    settings = {**result.report.settings, "source": source.words(model)}
+    report = dataclasses.replace(result.report, test=score, settings=settings, training=trained, seconds=seconds)
+    Result(result.model, result.plan, report).save(target)
+    shutil.rmtree(partial, ignore_errors=True)
+    show(report, str(target), as_json)
+
+
+def _budget(keep: float | None, max_drop: float | None, metric: str) -> Budget:
+    if (keep is None) == (max_drop is None):
+        raise ValueError("give exactly one budget: --keep FRACTION or --max-drop POINTS")
+    return Keep(keep, metric) if keep is not None else MaxDrop(max_drop or 0.0, metric)  # type: ignore[arg-type]

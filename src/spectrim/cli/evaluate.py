@@ -1,0 +1,58 @@
+"""`spectrim evaluate`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from spectrim._inputs import first_examples, split_data
+from spectrim.accuracy import Accuracy, Scorer
+from spectrim.cli._shared import Json, device_of
+from spectrim.result import load
+from spectrim.zoo import load_weights, make_model
+
+
+def evaluate(
+    run: str, *, data: str | None = None, images: int | None = None, device: str = "cpu", as_json: Json = False
+) -> None:
+    """Measure a saved result on labelled images, beside the original if its weight file is still there.
+
+    Parameters
+    ----------
+    run
+        Folder that compress or train wrote.
+    data
+        Labelled images; by default those of the report.
+    images
+        Only the first so many.
+    device
+        Where the network runs, such as cuda.
+    as_json
+        Print JSON.
+    """
+    file = Path(run) / "report.json"
+    if not file.is_file():
+        raise ValueError(f"{run!r} is no saved result: it has no report.json")
+    source = json.loads(file.read_text())["settings"].get("source")
+    if source is None:
+        raise ValueError(f"{run!r} was not written by the command line, so its model is unknown; use spectrim.load in Python")
+    original = make_model(source["model"]).to(device_of(device))
+    small = load(run, original).to(device)
+    labelled = data or source["data"]
+    testing = split_data(labelled, labelled, 1, source["input"], (source["mean"], source["std"])).test
+    if images is not None:
+        testing = first_examples(testing, images)
+    accuracy = Accuracy(testing)
+    if source["weights"] is not None and Path(source["weights"]).is_file():
+        load_weights(original, source["weights"])
+        score = Scorer(accuracy, original).score(small)
+        values = {**dataclasses.asdict(score), "drop": score.drop}
+        text = score.text()
+    else:
+        hits = accuracy.per_example(small)
+        error = float(hits.std() / len(hits) ** 0.5)
+        values = {"after": float(hits.mean()), "standard_error": 100 * error, "examples": len(hits)}
+        text = f"{100 * values['after']:.2f} +- {100 * error:.2f} ({len(hits):,} images)"
+    sys.stdout.write(json.dumps(values, indent=1) + "\n" if as_json else f"top-1  {text}\n")

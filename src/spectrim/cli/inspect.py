@@ -1,0 +1,50 @@
+"""`spectrim inspect`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import torch
+from cyclopts import Parameter
+from rich.console import Console
+
+from spectrim._inputs import DEFAULT_INPUT, parse_shape
+from spectrim.cli._shared import Json, out
+from spectrim.inspection import inspect as look
+from spectrim.zoo import load_weights, make_model
+
+
+def inspect(
+    model: str,
+    *,
+    input_shape: Annotated[str | None, Parameter(name="--input")] = None,
+    weights: str | None = None,
+    trust_pickle: bool = False,
+    as_json: Json = False,
+) -> None:
+    """Show every layer of a network, what it costs and what can be done to it.
+
+    Parameters
+    ----------
+    model
+        torchvision:NAME, timm:NAME, module.path:callable or file.py:callable.
+    input_shape
+        Shape of a batch, such as 1,3,224,224.
+    weights
+        Weight file (.safetensors or a torch file of tensors).
+    trust_pickle
+        Allow a weight file that runs code when it is read.
+    as_json
+        Print JSON.
+    """
+    network = make_model(model)
+    if weights is not None:
+        load_weights(network, weights, trust_pickle=trust_pickle)
+    found = look(network, torch.zeros(parse_shape(input_shape) or DEFAULT_INPUT))
+    if as_json:
+        sys.stdout.write(found.to_json())
+    else:
+        (out if out.is_terminal else Console(width=200)).print(found.table())
+        for line in found.lines():
+            out.print(line, soft_wrap=True, highlight=False, markup=False)

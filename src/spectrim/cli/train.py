@@ -1,0 +1,220 @@
+"""`spectrim train`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from cyclopts import Parameter
+from safetensors.torch import save_model
+from torch import distributed, nn
+
+from spectrim._inputs import Sources, first_examples, training_data
+from spectrim.accuracy import Accuracy, Scorer
+from spectrim.cli._shared import HELD, Choice, Json, Source, Training, begin, progress, show, unfinished
+from spectrim.compress import Study
+from spectrim.cost import Keep
+from spectrim.latency import measure
+from spectrim.layer import survey
+from spectrim.plan import Plan
+from spectrim.report import Report, budget_text, make_rows
+from spectrim.result import Result
+from spectrim.surgery import cost, duplicate
+from spectrim.train import Distortion, Schedule, fit, loss_along
+
+FLATNESS = 1000  # selection images on which the loss along the low-rank direction is measured
+
+
+@Parameter(name="*")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Twist:
+    """When kernels are distorted.
+
+    Attributes:
+        every: S_D, steps between two weight distortions.
+        warmup: Steps before the first interval.
+        tighten: Distortions over which the ranks fall to the plan's.
+        replan: Choose the plan anew after each so many distortions; 0 keeps it.
+    """
+
+    every: int = 200
+    warmup: int = 0
+    tighten: int = 0
+    replan: int = 0
+
+
+def train(
+    model: str,
+    *,
+    source: Source,
+    out_dir: Annotated[str, Parameter(name="--out")],
+    keep: float | None = None,
+    metric: str = "macs",
+    plan: str | None = None,
+    choice: Choice = Choice(),
+    epochs: int = 10,
+    twist: Twist = Twist(),
+    training: Training = Training(),
+    resume: bool = False,
+    as_json: Json = False,
+) -> None:
+    """Train a network so that it can be cut: ordinary training with occasional weight distortion, then the decomposition.
+
+    Without --keep and --plan the network is trained ordinarily. Under torchrun every process takes its part of each batch.
+
+    Parameters
+    ----------
+    model
+        torchvision:NAME, timm:NAME, module.path:callable or file.py:callable.
+    source
+        The network and the images.
+    out_dir
+        Folder to write; it must be new or empty. dense.safetensors in it is the trained network before the decomposition.
+    keep
+        Fraction that may remain, such as 0.3; a rank selection makes the plan.
+    metric
+        params or macs.
+    plan
+        A plan.json to train for, instead of --keep.
+    choice
+        What may be chosen for each layer.
+    epochs
+        Times the training images are read.
+    twist
+        When kernels are distorted.
+    training
+        How to train.
+    resume
+        Go on where an interrupted run with the same arguments stopped.
+    as_json
+        Print the report as JSON.
+    """
+    if source.calibration is None:
+        raise ValueError("train needs labelled training images: give them with --calibration")
+    if keep is not None and plan is not None:
+        raise ValueError("give at most one of --keep FRACTION and --plan FILE")
+    with _processes(source) as (first, place):
+        target, partial = begin(out_dir, resume)
+        _wait()  # before anything is written there
+        network = place.network(model)
+        sources = place.open(choice.images, held=HELD)
+        with progress(as_json or not first) as tell, unfinished(partial, resume):
+            recipe = training.recipe(epochs, source.seed, partial, tell)
+            run = _Session(network, sources, choice.config(source.seed, partial, tell))
+            chosen = run.plan(keep, metric, plan, partial)
+            result = run.train(chosen, recipe, twist, keep, metric)
+        if not first:
+            return
+        settings = {**result.report.settings, "source": source.words(model)}
+        result = dataclasses.replace(result, report=dataclasses.replace(result.report, settings=settings))
+        result.save(target)
+        save_model(network.cpu(), str(target / "dense.safetensors"))
+        shutil.rmtree(partial, ignore_errors=True)
+        show(result.report, str(target), as_json)
+
+
+class _Session:
+    """One training run: the network, its images, and what is chosen and told of it."""
+
+    def __init__(self, network: nn.Module, sources: Sources, config: Any) -> None:
+        self.network, self.sources, self.config = network, sources, config
+        device = next(network.parameters()).device
+        self.example = sources.example.to(device)
+        self.given = duplicate(network).eval()
+
+    def plan(self, keep: float | None, metric: str, file: str | None, partial: Path) -> Plan:
+        """Return the plan: of the file, of the interrupted run, or chosen now (by the first process for all)."""
+        if file is not None:
+            if not Path(file).is_file():
+                raise ValueError(f"there is no plan file {file!r}")
+            return Plan.from_json(Path(file).read_text())
+        if keep is None:
+            return Plan({}, cost(self.network, self.example))
+        budget = Keep(keep, metric)  # type: ignore[arg-type]
+        kept = partial / "plan.json"
+        text: list[Any] = [kept.read_text() if kept.is_file() else None]
+        if text[0] is None and _rank() == 0:
+            text = [self._choose(self.network, budget).to_json()]
+            partial.mkdir(parents=True, exist_ok=True)
+            kept.write_text(text[0])
+        if distributed.is_initialized():
+            distributed.broadcast_object_list(text, src=0)
+        return Plan.from_json(text[0])
+
+    def _choose(self, network: nn.Module, budget: Keep) -> Plan:
+        return Study(network, self.example, self.sources.calibration, self.config).select(budget)
+
+    def train(self, plan: Plan, recipe: Any, twist: Twist, keep: float | None, metric: str) -> Result:
+        """Train, decompose, and account for it."""
+        if twist.replan and keep is None:
+            raise ValueError("--replan chooses plans for a budget: give --keep FRACTION")
+        budget = Keep(keep, metric) if keep is not None else None  # type: ignore[arg-type]
+        again = functools.partial(self._choose, budget=budget) if twist.replan and budget else None
+        schedule = Schedule(twist.every, warmup=twist.warmup, tighten=twist.tighten, replan=max(twist.replan, 1))
+        distortion = Distortion(self.network, plan, every=schedule, replan=again) if plan else None
+        looked = list(first_examples(self.sources.selection, FLATNESS))
+        curves = [loss_along(self.given, plan, batches=looked, label="before training")] if plan else []
+        data = training_data(self.sources.training, recipe.batch, recipe.seed)
+        history = fit(self.network, data, recipe=recipe, teacher=self.given, twist=distortion)
+        small = self.network.eval()
+        if distortion is not None:
+            plan = distortion.plan
+            curves.append(loss_along(self.network, plan, batches=looked, label="after training"))
+            small = distortion.finish()
+        small.eval()
+        recipe.progress("test images", 0.0)
+        score = Scorer(Accuracy(self.sources.test), self.given).score(small)
+        recipe.progress("test images", 1.0)
+        found = survey(self.given, self.example)
+        old, new = measure([self.given, small], self.example)
+        trained = {"recipe": recipe.words(), "distortion": dataclasses.asdict(twist), **dataclasses.asdict(history)}
+        report = Report(
+            budget_text(budget) if budget else "the given plan" if plan else "ordinary training",
+            plan.original,
+            cost(small, self.example),
+            make_rows(found, plan),
+            found.skipped,
+            plan.harm,
+            None,
+            "nats",
+            test=score,
+            latency=(old, new),
+            seconds={"training": history.seconds, "of it distortion": history.distortion_seconds},
+            training=trained,
+            flatness=tuple(curves),
+            settings={"config": self.config.words(), "torch": torch.__version__},
+        )
+        return Result(small, plan, report)
+
+
+@contextlib.contextmanager
+def _processes(source: Source) -> Iterator[tuple[bool, Source]]:
+    """Join the other processes of torchrun, if there are any; tell whether this is the first."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield True, source
+        return
+    cuda = source.device.startswith("cuda")
+    if cuda:
+        source = dataclasses.replace(source, device=f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+        torch.cuda.set_device(source.device)
+    distributed.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield distributed.get_rank() == 0, source
+    finally:
+        distributed.destroy_process_group()
+
+
+def _wait() -> None:
+    if distributed.is_initialized():
+        distributed.barrier()
+
+
+def _rank() -> int:
+    return distributed.get_rank() if distributed.is_initialized() else 0
