@@ -173,3 +173,82 @@ def test_the_installed_command():
         done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
         assert done.returncode == 0 and done.stdout.strip() == spectrim.__version__
     assert torch.get_num_threads() >= 1
+
+
+def training(files, out, *more):
+    data = ["--data", f"npz:{files}/test.npz", "--calibration", f"npz:{files}/calibration.npz", "--images", "64"]
+    common = ["train", "spectrim.demo:FashionNet", "--weights", str(files / "w.safetensors"), *data]
+    return [*common, "--methods", "ChannelSVD,SpatialSVD", "--epochs", "2", "--every", "3", "--out", str(out), *more]
+
+
+def test_train_is_resumed_and_evaluated(files, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "run"
+    monkeypatch.setattr(sys.modules["spectrim.train.fit"], "SAVE_SECONDS", 0.0)
+    step, calls = spectrim.Distortion.step, []
+
+    def interrupting(self):
+        calls.append(step(self))
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return calls[-1]
+
+    monkeypatch.setattr(spectrim.Distortion, "step", interrupting)
+    command = training(files, out, "--keep", "0.4", "--json")
+    assert cli.main(command) == 130
+    assert "--resume" in capsys.readouterr().err and not out.exists()
+    assert {path.name for path in (tmp_path / "run.partial").iterdir()} >= {"plan.json", "training.pt"}
+    assert cli.main(command) == 2
+    assert "add --resume" in capsys.readouterr().err
+    assert cli.main([*command, "--resume"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["kept"]["macs"] <= 0.4 and report["training"]["steps"] == 8 and len(calls) == 9  # the fifth was done again
+    assert [curve["label"] for curve in report["flatness"]] == ["before training", "after training"]
+    assert report["flatness"][1]["distance"] < report["flatness"][0]["distance"]
+    assert report["test"]["examples"] == 500 and not (tmp_path / "run.partial").exists()
+    names = ["dense.safetensors", "model.safetensors", "plan.json", "report.html", "report.json"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    assert "low-rank reconstructions" in (out / "report.html").read_text()
+    assert cli.main(["evaluate", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["after"] == pytest.approx(report["test"]["after"])
+    again = training(files, tmp_path / "again", "--plan", str(out / "plan.json"), "--json")
+    assert cli.main(again) == 0
+    assert json.loads(capsys.readouterr().out)["after"] == report["after"]
+    monkeypatch.undo()
+    cut = arguments(files, tmp_path / "cut", "--plan", str(out / "plan.json"), "--weights", str(out / "dense.safetensors"))
+    del cut[2:4]
+    assert cli.main(cut) == 2  # compress chooses its own plan
+    assert "--plan" in capsys.readouterr().err
+
+
+def test_ordinary_training_and_fine_tuning(files, tmp_path, capsys):
+    assert cli.main(training(files, tmp_path / "plain", "--rate", "0.001")) == 0
+    text = capsys.readouterr().out
+    assert "ordinary training" in text and "trained  8 steps" in text
+    command = arguments(files, tmp_path / "small", "--keep", "0.3", "--methods", "ChannelSVD", "--finetune-epochs", "1")
+    assert cli.main([*command, "--distill", "0.5", "--replan", "2"]) == 2
+    assert "--replan" in capsys.readouterr().err
+    assert cli.main([*command, "--distill", "0.5", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["training"]["steps"] == 4 and report["seconds"]["fine-tuning"] > 0 and report["kept"]["macs"] <= 0.3
+    assert cli.main(training(files, tmp_path / "again", "--keep", "0.4", "--replan", "1", "--tighten", "2")) == 0
+    assert "loss on the way to low rank" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "match"),
+    [
+        (["--keep", "0.4", "--plan", "p.json"], "at most one"),
+        (["--plan", "gone.json"], "no plan file"),
+        (["--every", "0", "--keep", "0.4"], "every"),
+        (["--epochs", "0"], "epochs"),
+        (["--replan", "2"], "--keep FRACTION"),
+        (["--optimizer", "magic"], "magic"),
+        (["--rate", "-1"], "rate"),
+        (["--keep", "0.4", "--rate", "1e30"], "rate"),
+    ],
+)
+def test_bad_training_is_one_sentence(files, tmp_path, capsys, more, match):
+    assert cli.main(training(files, tmp_path / "run", *more)) == 2
+    *_, sentence = capsys.readouterr().err.splitlines()
+    assert match in sentence and sentence.startswith("spectrim: ")
+    assert list(tmp_path.iterdir()) == []
