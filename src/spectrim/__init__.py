@@ -1,6 +1,6 @@
 """spectrim makes trained convolutional networks smaller and faster by low-rank factorization."""
 
-from spectrim import integrations
+from spectrim import integrations as integrations
 from spectrim.accuracy import Accuracy
 from spectrim.compress import compress
 from spectrim.config import Config
@@ -64,7 +64,6 @@ __all__ = [
     "find_layers",
     "fit",
     "inspect",
-    "integrations",
     "load",
     "loss_along",
     "plan_from",
