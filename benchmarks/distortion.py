@@ -59,7 +59,8 @@ class Bench:
         parts = {}
         for split in ("train", "test"):
             found = list(Batches(open_images(f"parquet:{arguments.data / split}.parquet"), form, 1000))
-            parts[split] = torch.cat([x for x, _ in found]), torch.cat([y for _, y in found])
+            x, y = torch.cat([x for x, _ in found]), torch.cat([y for _, y in found])
+            parts[split] = nn.functional.adaptive_avg_pool2d(x, arguments.pixels), y
         self.train, test = parts["train"], parts["test"]
         self.test = list(zip(test[0].split(250), test[1].split(250), strict=True))
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -69,6 +70,9 @@ class Bench:
         """Return a checkpoint."""
         model = make_model(f"{HERE.parent / 'examples/cifar_resnet.py'}:{name}")
         load_weights(model, str(self.arguments.models / f"{name}-cifar10jpeg.safetensors"))
+        start = self.arguments.state / "start.dense.pt"
+        if name == "resnet32" and start.exists():
+            model.load_state_dict(torch.load(start, weights_only=True))
         return model.to(self.device)
 
     def fit(self, model: nn.Module, name: str, seed: int = 0, **more: Any) -> st.train.History:
@@ -112,6 +116,16 @@ class Bench:
         history = self.fit(model, f"control {seed}", seed)
         self.keep(f"control {seed}", model)
         return {**self.score(model), "steps": history.steps, "seconds": history.seconds}
+
+    def start(self) -> dict[str, Any]:
+        """Train the checkpoint for two epochs on the smaller images; every other row starts from there."""
+        model = self.network()
+        if self.arguments.pixels < 32:
+            steps, self.arguments.steps = self.arguments.steps, 780
+            self.fit(model, "start")
+            self.arguments.steps = steps
+            self.keep("start", model)
+        return self.score(model)
 
     def keep(self, name: str, model: nn.Module) -> None:
         """Keep a trained dense network, for the cells that cut it."""
@@ -303,6 +317,7 @@ def jobs(seeds: int) -> dict[str, Callable[[Bench], dict[str, Any]]]:  # noqa: C
     """Return every cell by name, the most important first."""
     found: dict[str, Callable[[Bench], dict[str, Any]]] = {
         "tile study": lambda b: b.study(),
+        "start": lambda b: b.start(),
         "control 0": lambda b: b.control(0),
     }
     ways = ("distortion", "decomposed", "control, then cut")
@@ -349,7 +364,7 @@ def markdown(results: dict[str, Any]) -> str:
     """Return all results as tables."""
     cells = results["cells"]
     lines = ["# Training for low rank", "", f"`{results['command']}` on {results['machine']}", "", results["words"], ""]
-    lines += [f"Control, equally trained, not decomposed: {text(cells.get('control 0'))}."]
+    lines += [f"Start {text(cells.get('start'))}; control, equally trained, not decomposed: {text(cells.get('control 0'))}."]
     lines += head("ResNet-32, Tucker", "parameters | distortion | decomposed, trained | control, then cut | gap | published")
     for ratio in sorted(RATIOS):
         row = [cells.get(f"Tucker {ratio}x | {way} | seed 0") for way in ("distortion", "decomposed", "control, then cut")]
@@ -410,7 +425,7 @@ def second_half(results: dict[str, Any]) -> list[str]:
             lines.append(f"| {name} | {row['rank']} | " + " | ".join(f"{value:.3f}" for value in numbers) + " |")
     shares = [cell["distortion share"] for cell in cells.values() if cell.get("distortion share")]
     if shares:
-        each = f"one in {results['every']} steps"
+        each = f"one in {results['setting'][1]} steps"
         lines += ["", f"Distortion takes {100 * max(shares):.2f} % of the training time at most, at {each}."]
     return lines
 
@@ -452,6 +467,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--state", type=Path, default=Path("distortion-state"), help="checkpoints and trained networks")
     parser.add_argument("--target", type=Path, default=HERE / "results" / "distortion.json", help="where results go")
+    parser.add_argument("--pixels", type=int, default=32, help="smaller images for longer runs on a slow machine")
     parser.add_argument("--steps", type=int, default=390)
     parser.add_argument("--every", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=3)
@@ -460,19 +476,20 @@ def main() -> None:
     arguments = parser.parse_args()
     target: Path = arguments.target
     results = json.loads(target.read_text()) if target.exists() else {"cells": {}}
-    if results["cells"] and (results["steps"], results["every"]) != (arguments.steps, arguments.every):
-        sys.exit(f"{target} holds runs of {results['steps']} steps at S_D = {results['every']}: go on so, or move it away")
-    results |= {"steps": arguments.steps, "every": arguments.every}
+    if results["cells"] and results["setting"] != [arguments.steps, arguments.every, arguments.pixels]:
+        sys.exit(f"{target} holds runs of other steps, S_D and pixels ({results['setting']}): go on so, or move it away")
+    results["setting"] = [arguments.steps, arguments.every, arguments.pixels]
     results["command"] = (
         "python benchmarks/distortion.py --models ../shared/models --data ../shared/data/cifar10-jpeg "
-        f"--steps {arguments.steps} --every {arguments.every}"
+        f"--steps {arguments.steps} --every {arguments.every} --pixels {arguments.pixels}"
     )
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads"
     results["machine"] = f"{platform.machine()}, {device}, torch {torch.__version__}"
+    first = "the checkpoint, after two epochs on such images" if arguments.pixels < 32 else "the checkpoint"
     results["words"] = (
-        f"CIFAR-10 (JPEG copy), {arguments.steps} steps of 128 images from the checkpoint ({arguments.steps / 390:.1f} epochs; "
-        f"ResNet-20 six times as many), SGD one cycle to 0.02, S_D = {arguments.every}. Top-1 on 10,000 test images +- "
-        "standard error; differences from the control are paired. One seed unless said otherwise. A dash: not run."
+        f"CIFAR-10 (JPEG copy) at {arguments.pixels} pixels, {arguments.steps} steps of 128 images ({arguments.steps / 390:.1f} "
+        f"epochs; ResNet-20 six times as many) from {first}, SGD one cycle to 0.02, S_D = {arguments.every}. Top-1 on 10,000 test "
+        "images +- standard error; differences from the control are paired. One seed unless said otherwise. A dash: not run."
     )
     bench = Bench(arguments)
     for name, run in jobs(arguments.seeds).items():
