@@ -489,7 +489,8 @@ def main() -> None:
     results["words"] = (
         f"CIFAR-10 (JPEG copy) at {arguments.pixels} pixels, {arguments.steps} steps of 128 images "
         f"({arguments.steps / 390:.1f} epochs; ResNet-20 six times as many) from {first}, SGD one cycle to 0.02, "
-        f"S_D = {arguments.every}. Top-1 on 10,000 test images +- standard error; differences from the control are paired. One seed unless said otherwise. A dash: not run."
+        f"S_D = {arguments.every}. Top-1 on 10,000 test images "
+        "+- standard error; differences from the control are paired. One seed unless said otherwise. A dash: not run."
     )
     bench = Bench(arguments)
     for name, run in jobs(arguments.seeds).items():

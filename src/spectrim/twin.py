@@ -13,6 +13,7 @@ tensors, not module classes, so it works for any graph; where nothing is found t
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -179,6 +180,14 @@ class _Stopped(Exception):
     """Another chunk failed."""
 
 
+def _outlive(threads: Sequence[threading.Thread]) -> None:
+    """Wait for every thread, whatever interrupts come: with one still running the interpreter would abort at its end."""
+    for thread in threads:
+        while thread.is_alive():
+            with contextlib.suppress(KeyboardInterrupt):
+                thread.join(0.2)
+
+
 class _LockStep:
     """Chunks take turns, always in the same order, so that results do not depend on the scheduler."""
 
@@ -226,8 +235,7 @@ class _LockStep:
                     thread.join(0.2)
         except BaseException as error:  # an interrupt reaches the main thread only
             self.stop(error)
-            for thread in threads:
-                thread.join()
+            _outlive(threads)
             raise
         if self.error is not None:
             raise self.error
