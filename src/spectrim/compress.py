@@ -172,13 +172,13 @@ class Study:
         with torch.no_grad(), evaluation_mode(self.model):
             return "nats" if is_logits(call(self.model, self.example)) else "relative squared error"
 
-    def shrink(self, budget: Keep, *, measure: bool = True) -> tuple[Plan, nn.Module]:
-        """Choose a plan within the budget and build it, refitted; without `measure` by predictions only."""
-        plan = self.select(budget, measure=measure)
+    def shrink(self, budget: Keep) -> tuple[Plan, nn.Module]:
+        """Choose a plan within the budget and build it, refitted."""
+        plan = self.select(budget)
         return plan, self.build(plan)
 
     def select(self, budget: Keep, *, measure: bool = True) -> Plan:
-        """Choose a plan within the budget."""
+        """Choose a plan within the budget; without `measure` by predictions only."""
         search = self.config.search
         name = f"plan {budget} {measure} {self.config.words()}"
         kept = self.cache.read(name)
@@ -262,7 +262,7 @@ class Study:
         drops = {high: 0.0}
         while high / low > RESOLUTION:
             keep = _between(low, high, drops, budget.points, len(self.probes))
-            plan, small, score = self._try(Keep(keep, budget.metric), scorer, measure=False)
+            plan, small, score = self._try(self.select(Keep(keep, budget.metric), measure=False), budget.metric, scorer)
             kept = plan.cost.of(budget.metric) / total
             if score.drop <= budget.points + 1e-9:
                 high, best = min(keep, kept), (plan, small, score)
@@ -277,16 +277,19 @@ class Study:
                 f"{drop:.2f} points; allow more points, or give more calibration images"
             )
         if self.probe() is not None:  # what predictions alone just missed, measured choices may reach
-            tried = self._try(Keep(low, budget.metric), scorer, measure=True)
-            best = tried if tried[2].drop <= budget.points + 1e-9 else best
+            missed = Keep(low, budget.metric)
+            plan = self.select(missed)
+            if plan != self.select(missed, measure=False):
+                tried = self._try(plan, budget.metric, scorer)
+                best = tried if tried[2].drop <= budget.points + 1e-9 else best
         return self.result(budget, *best)
 
-    def _try(self, keep: Keep, scorer: Scorer, *, measure: bool) -> tuple[Plan, nn.Module, Score]:
-        """Shrink, evaluate and note."""
-        plan, small = self.shrink(keep, measure=measure)
+    def _try(self, plan: Plan, metric: Metric, scorer: Scorer) -> tuple[Plan, nn.Module, Score]:
+        """Build, evaluate and note."""
+        small = self.build(plan)
         with self.stage("evaluate"):
             score = scorer.score(small)
-        self.probes.append((plan.cost.of(keep.metric) / self.original.of(keep.metric), score.drop))
+        self.probes.append((plan.cost.of(metric) / self.original.of(metric), score.drop))
         self.tell("budgets tried", min(0.99, len(self.probes) / 9))
         return plan, small, score
 

@@ -24,7 +24,7 @@ from spectrim.layer import Layer
 
 Rank = int | tuple[int, ...]
 RIDGE = 1e-3  # added to C, relative to its mean diagonal, so that every Gram matrix of features can be inverted
-JITTER = 1e-13  # added to a Gram matrix of features, relative to its largest one: some may be zero or repeat others
+JITTER = 1e-13  # added to the diagonal of a Gram matrix of features, relative to it: some may be zero or repeat others
 FLOOR = 1e-6  # smallest eigenvalue kept, relative to the mean one, when a covariance is inverted
 
 
@@ -274,7 +274,8 @@ def regress_last(weight: Tensor, projection: Tensor, moments: Moments | None) ->
     if covariance is not None:  # C P, with the ridge inside C so that an exact factorization stays exact
         weighted = covariance @ projection + ridge(covariance) * projection
     gram = projection.mT @ weighted
-    jitter = JITTER * gram.diagonal(dim1=-2, dim2=-1).amax(-1).clamp_min(torch.finfo(gram.dtype).tiny)
-    gram = gram + jitter[..., None, None] * torch.eye(gram.shape[-1]).to(gram)
+    diagonal = gram.diagonal(dim1=-2, dim2=-1)
+    smallest = 1e-20 * diagonal.amax(-1, keepdim=True) + torch.finfo(gram.dtype).tiny
+    gram = gram + torch.diag_embed(JITTER * diagonal.clamp_min(0) + smallest)
     solved: Tensor = torch.linalg.solve(gram, (weight @ weighted).mT)
     return solved.mT
