@@ -17,6 +17,7 @@ from spectrim.factorize._base import from_canonical, to_canonical
 from spectrim.layer import Example, Layer, batch_size, call, evaluation_mode, survey, unwrap
 from spectrim.plan import Option, Plan
 
+BALANCING = 8  # sweeps over the gaps between factors; one is exact for two factors
 HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -233,7 +234,8 @@ def build(option: Option, module: nn.Module, factors: Sequence[Tensor] | None, b
     modules = [_module(part, old) for part in option.parts]
     weighted = [(part, new) for part, new in zip(option.parts, modules, strict=True) if part.weighted]
     with torch.no_grad():
-        for (part, new), factor in zip(weighted, factors or (), strict=factors is not None):
+        ready = balanced(option.parts, factors) if factors is not None else ()
+        for (part, new), factor in zip(weighted, ready, strict=factors is not None):
             new.weight.copy_(from_canonical(part, factor))  # type: ignore[operator]
         last = weighted[-1][1]
         if isinstance(last.bias, Tensor):
@@ -250,6 +252,45 @@ def build(option: Option, module: nn.Module, factors: Sequence[Tensor] | None, b
         if hasattr(module, hooks):
             getattr(sequence, hooks).update(getattr(module, hooks))
     return sequence
+
+
+def balanced(parts: Sequence[Layer], factors: Sequence[Tensor]) -> list[Tensor]:
+    """Scale each channel between two factors so that what writes it and what reads it have the same norm.
+
+    The product stays what it is. Decompositions leave all of the scale in one factor, and gradient descent at any one rate then
+    moves one factor too far and another hardly at all. As for the two halves of an SVD that share the root of its
+    singular values; in longer chains by alternation.
+
+    Args:
+        parts: The small layers; some have no weight.
+        factors: Canonical weight (g, T, S, *kernel) of each that has.
+    """
+    scaled = [factor.clone() for factor in factors]
+    gaps, between = [], False
+    for part in parts:  # the reshapes before each weighted part
+        if part.weighted:
+            gaps.append(between)
+        between = not part.weighted
+    order = [part for part in parts if part.kind == "ChannelShuffle"]
+    reshaped = any(part.kind in ("Flatten", "Unflatten") for part in parts)
+    for _ in range(0 if reshaped else BALANCING):
+        for index in range(1, len(scaled)):
+            shuffle = order[0].groups if gaps[index] and order else 1
+            _balance(scaled, index, shuffle)
+    return scaled
+
+
+def _balance(factors: list[Tensor], index: int, shuffle: int) -> None:
+    """Balance the channels between factor `index` and the one before it, in place."""
+    first, second = factors[index - 1], factors[index]
+    writes = first.flatten(2).norm(dim=2).flatten()  # (g * T,)
+    reads = second.transpose(1, 2).flatten(2).norm(dim=2).flatten()  # (g' * S',)
+    reads = reads.reshape(-1, shuffle).mT.flatten()  # in the order in which they are written
+    scale = torch.where((writes > 0) & (reads > 0), (reads / writes).sqrt(), 1.0)
+    ones = (1,) * (first.ndim - 2)
+    first *= scale.reshape(*first.shape[:2], *ones)
+    back = scale.reshape(shuffle, -1).mT.flatten().reshape(second.shape[0], 1, second.shape[2], *(1,) * (second.ndim - 3))
+    second /= back
 
 
 def _module(part: Layer, old: Tensor) -> nn.Module:

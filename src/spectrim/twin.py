@@ -180,14 +180,6 @@ class _Stopped(Exception):
     """Another chunk failed."""
 
 
-def _outlive(threads: Sequence[threading.Thread]) -> None:
-    """Wait for every thread, whatever interrupts come: with one still running the interpreter would abort at its end."""
-    for thread in threads:
-        while thread.is_alive():
-            with contextlib.suppress(KeyboardInterrupt):
-                thread.join(0.2)
-
-
 class _LockStep:
     """Chunks take turns, always in the same order, so that results do not depend on the scheduler."""
 
@@ -195,6 +187,7 @@ class _LockStep:
         self.count = count
         self.turn = 0
         self.error: BaseException | None = None
+        self.finished: set[int] = set()
         self.changed = threading.Condition()
 
     def wait(self, chunk: int) -> None:
@@ -225,20 +218,35 @@ class _LockStep:
                 pass
             except BaseException as error:
                 self.stop(error)
+            finally:
+                with self.changed:
+                    self.finished.add(chunk)
+                    self.changed.notify_all()
 
         threads = [threading.Thread(target=body, args=(chunk,), daemon=True) for chunk in range(self.count)]
         try:
             for thread in threads:
                 thread.start()
-            for thread in threads:
-                while thread.is_alive():
-                    thread.join(0.2)
+            self.rest(threads)
         except BaseException as error:  # an interrupt reaches the main thread only
             self.stop(error)
-            _outlive(threads)
+            while True:
+                with contextlib.suppress(KeyboardInterrupt):
+                    self.rest(threads)
+                    break
             raise
         if self.error is not None:
             raise self.error
+
+    def rest(self, threads: Sequence[threading.Thread]) -> None:
+        """Wait until all threads that were started have finished.
+
+        With one still inside torch the interpreter would abort at its end. After an interrupted `join` Python takes a running
+        thread for a stopped one (bpo-45274), so they are counted here.
+        """
+        with self.changed:
+            while any(thread.ident is not None and chunk not in self.finished for chunk, thread in enumerate(threads)):
+                self.changed.wait(0.2)
 
 
 class TwinStream:
