@@ -178,7 +178,8 @@ def test_the_installed_command():
 def training(files, out, *more):
     data = ["--data", f"npz:{files}/test.npz", "--calibration", f"npz:{files}/calibration.npz", "--images", "64"]
     common = ["train", "spectrim.demo:FashionNet", "--weights", str(files / "w.safetensors"), *data]
-    return [*common, "--methods", "ChannelSVD,SpatialSVD", "--epochs", "2", "--every", "3", "--out", str(out), *more]
+    every = ["--every", "3"] if {"--keep", "--plan"} & set(more) and "--every" not in more else []
+    return [*common, "--methods", "ChannelSVD,SpatialSVD", "--epochs", "2", *every, "--out", str(out), *more]
 
 
 def test_train_is_resumed_and_evaluated(files, tmp_path, capsys, monkeypatch):
@@ -199,12 +200,15 @@ def test_train_is_resumed_and_evaluated(files, tmp_path, capsys, monkeypatch):
     assert {path.name for path in (tmp_path / "run.partial").iterdir()} >= {"plan.json", "training.pt"}
     assert cli.main(command) == 2
     assert "add --resume" in capsys.readouterr().err
+    assert cli.main(training(files, out, "--keep", "0.3", "--json", "--resume")) == 2
+    assert "other arguments (keep)" in capsys.readouterr().err
     assert cli.main([*command, "--resume"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["kept"]["macs"] <= 0.4 and report["training"]["steps"] == 8 and len(calls) == 9  # the fifth was done again
     assert [curve["label"] for curve in report["flatness"]] == ["before training", "after training"]
     assert report["flatness"][1]["distance"] < report["flatness"][0]["distance"]
     assert report["test"]["examples"] == 500 and not (tmp_path / "run.partial").exists()
+    assert report["training"]["distortions"] == 2 and 0 < report["training"]["accuracy"].popitem()[1] <= 1
     names = ["dense.safetensors", "model.safetensors", "plan.json", "report.html", "report.json"]
     assert sorted(path.name for path in out.iterdir()) == names
     assert "low-rank reconstructions" in (out / "report.html").read_text()
@@ -213,7 +217,6 @@ def test_train_is_resumed_and_evaluated(files, tmp_path, capsys, monkeypatch):
     again = training(files, tmp_path / "again", "--plan", str(out / "plan.json"), "--json")
     assert cli.main(again) == 0
     assert json.loads(capsys.readouterr().out)["after"] == report["after"]
-    monkeypatch.undo()
     cut = arguments(files, tmp_path / "cut", "--plan", str(out / "plan.json"), "--weights", str(out / "dense.safetensors"))
     del cut[2:4]
     assert cli.main(cut) == 2  # compress chooses its own plan
@@ -223,15 +226,18 @@ def test_train_is_resumed_and_evaluated(files, tmp_path, capsys, monkeypatch):
 def test_ordinary_training_and_fine_tuning(files, tmp_path, capsys):
     assert cli.main(training(files, tmp_path / "plain", "--rate", "0.001")) == 0
     text = capsys.readouterr().out
-    assert "ordinary training" in text and "trained  8 steps" in text
+    assert "Ordinary training" in text and "trained  8 steps on 512 images" in text and "latency" not in text
     command = arguments(files, tmp_path / "small", "--keep", "0.3", "--methods", "ChannelSVD", "--finetune-epochs", "1")
     assert cli.main([*command, "--distill", "0.5", "--replan", "2"]) == 2
     assert "--replan" in capsys.readouterr().err
     assert cli.main([*command, "--distill", "0.5", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
+    accuracy = report["training"]["accuracy"]
+    assert accuracy["on the selection images after fine-tuning"] > accuracy["on the selection images before fine-tuning"] - 0.1
     assert report["training"]["steps"] == 4 and report["seconds"]["fine-tuning"] > 0 and report["kept"]["macs"] <= 0.3
     assert cli.main(training(files, tmp_path / "again", "--keep", "0.4", "--replan", "1", "--tighten", "2")) == 0
-    assert "loss on the way to low rank" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "loss on the way to low rank" in text and "2 distortions" in text and "before the last distortion" in text
 
 
 @pytest.mark.parametrize(
@@ -242,6 +248,8 @@ def test_ordinary_training_and_fine_tuning(files, tmp_path, capsys):
         (["--every", "0", "--keep", "0.4"], "every"),
         (["--epochs", "0"], "epochs"),
         (["--replan", "2"], "--keep FRACTION"),
+        (["--every", "20"], "--keep FRACTION"),
+        (["--keep", "0.4", "--every", "20"], "due after 20 steps"),
         (["--optimizer", "magic"], "magic"),
         (["--rate", "-1"], "rate"),
         (["--keep", "0.4", "--rate", "1e30"], "rate"),

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import itertools
+import signal
 import sys
 
 import pytest
@@ -13,7 +14,8 @@ from torch.nn import functional
 
 import spectrim as st
 from spectrim.factorize._base import as_tuple
-from spectrim.train.fit import Tensors, augment
+from spectrim.surgery import balanced, working_weight
+from spectrim.train.batches import Tensors, augment
 
 METHODS = (
     st.ChannelSVD(),
@@ -205,6 +207,8 @@ def test_state_is_resumed_exactly():
     twist.load_state_dict(state[2])
     train(again, x, y, 9, twist, optimizer)
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values(), strict=True))
+    with pytest.raises(ValueError, match="another schedule"):
+        st.Distortion(model, plan, every=7).load_state_dict(state[2])
     with pytest.raises(ValueError, match="no state of a Distortion"):
         twist.load_state_dict({"steps": 3})
 
@@ -252,7 +256,17 @@ def test_bad_input():
     nn.utils.parametrizations.weight_norm(model.conv1)
     with pytest.raises(TypeError, match="computed, not stored"):
         st.Distortion(model, plan)
-    for wrong in ({"epochs": 0}, {"batch": 1.5}, {"rise": 2.0}, {"rate": 0.0}, {"crop": -1}, {"optimizer": "magic"}):
+    for wrong in (
+        {"epochs": 0},
+        {"batch": 1.5},
+        {"rise": 2.0},
+        {"rate": 0.0},
+        {"crop": -1},
+        {"crop": 1.5},
+        {"epochs": True},
+        {"rate": "fast"},
+        {"optimizer": "magic"},
+    ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             st.Recipe(**wrong)
     with pytest.raises(ValueError, match="no teacher"):
@@ -261,6 +275,12 @@ def test_bad_input():
         st.fit(model, iter([(x, y)]))
     with pytest.raises(ValueError, match="64 images and 3 labels"):
         st.fit(model, (x, y[:3]))
+    with pytest.raises(TypeError, match="moments is int"):
+        st.Distortion(network()[0], plan, moments=3)
+    with pytest.raises(ValueError, match="due after 200 steps"):
+        st.fit(network()[0], (x, y), recipe=st.Recipe(epochs=1), twist=st.Distortion(network()[0], plan))
+    with pytest.raises(ValueError, match="at least 2"):
+        st.loss_along(network()[0], plan, batches=[(x, y)], points=1)
     with pytest.raises(FloatingPointError, match="lower the rate"):
         st.fit(network()[0], (x / 0, y), recipe=st.Recipe(epochs=1, batch=16))
 
@@ -305,8 +325,50 @@ def test_interrupted_fit_goes_on_exactly(tmp_path, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values(), strict=True))
     assert resumed.loss == pytest.approx(history.loss) and resumed.steps == history.steps == 12
     assert st.fit(again, (x, y), recipe=recipe, twist=st.Distortion(again, plan, every=2)).steps == 12  # nothing left to do
-    with pytest.raises(ValueError, match="another recipe"):
+    with pytest.raises(ValueError, match="another run \\(other recipe, distortion\\)"):
         st.fit(again, (x, y), recipe=dataclasses.replace(recipe, rate=0.5))
+    with pytest.raises(ValueError, match="other data"):
+        st.fit(again, (x + 1, y), recipe=recipe, twist=st.Distortion(again, plan, every=2))
+
+
+def test_a_signal_waits_for_the_step_and_keeps_it(tmp_path):
+    model, x, y = network()
+    recipe = st.Recipe(epochs=3, batch=16, checkpoint=tmp_path / "state.pt")
+    whole, half, again = copy.deepcopy(model), copy.deepcopy(model), copy.deepcopy(model)
+    st.fit(whole, (x, y), recipe=dataclasses.replace(recipe, checkpoint=None))
+    handler = signal.getsignal(signal.SIGINT)
+    hook = half.conv1.register_forward_hook(
+        lambda *_: signal.raise_signal(signal.SIGINT) if next(count) == 5 else None  # in the middle of the sixth step
+    )
+    count = itertools.count()
+    with pytest.raises(KeyboardInterrupt):
+        st.fit(half, (x, y), recipe=recipe)
+    hook.remove()
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["numbers"]["steps"] == 6
+    st.fit(again, (x, y), recipe=recipe)
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.title + str(dataclasses.astuple(m)))
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_factors_are_balanced_and_their_product_stays(method, geometry):
+    module, x = layer_and_input(geometry)
+    (layer,) = st.find_layers(nn.Sequential(module), x)
+    if not method.fits(layer):
+        return
+    rank = method.ranks(layer)[0] if method.ranks(layer) else method.candidates(layer)[0]
+    weight = working_weight(layer, module)
+    factors = [
+        factor * scale for factor, scale in zip(method.factors(weight, rank), itertools.cycle((50.0, 0.1, 3.0)), strict=False)
+    ]
+    parts = method.parts(layer, rank)
+    even = balanced(parts, factors)
+    torch.testing.assert_close(method.merge(even), method.merge(factors), rtol=1e-9, atol=1e-9)
+    if not any(part.kind == "Unflatten" for part in parts):
+        norms = [float(factor.norm()) for factor in even]
+        assert max(norms) < 1.1 * min(norms) or isinstance(method, st.TensorTrain)
+        assert max(norms) / min(norms) <= 1.001 * max(f.norm() for f in factors) / min(f.norm() for f in factors)
 
 
 def test_distillation_follows_the_teacher():

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spectrim.train.fit import order, place
+from spectrim.train.batches import order, place
 from spectrim.zoo import import_callable
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}

@@ -200,8 +200,7 @@ class Report:
                 f"({quartiles}; {old.runs} runs each{noisy})"
             )
         if self.training:
-            steps, loss = self.training["steps"], self.training["loss"]
-            lines.append(f"trained  {steps:,} steps, loss of the first epoch {loss[0]:.3f}, of the last {loss[-1]:.3f}")
+            lines.extend(self._training())
         for curve in self.flatness:
             lines.append(
                 f"loss on the way to low rank, {curve.label:16s} {curve.loss[0]:.3f} -> {curve.loss[-1]:.3f} nats "
@@ -217,6 +216,24 @@ class Report:
         lines.append("seconds  " + ", ".join(f"{name} {value:.1f}" for name, value in self.seconds.items()))
         for name, reason in self.skipped.items():
             lines.append(f"left alone  {name}: {reason}")
+        return lines
+
+    @property
+    def title(self) -> str:
+        """What was done, in words."""
+        return (
+            self.budget if "training" in self.budget else f"{'Trained for' if self.flatness else 'Compressed to'} {self.budget}"
+        )
+
+    def _training(self) -> list[str]:
+        told = self.training
+        loss = " -> ".join(f"{value:.3f}" for value in dict.fromkeys((told["loss"][0], told["loss"][-1])))
+        lines = [f"trained  {told['steps']:,} steps on {told['images']:,} images, loss of an epoch {loss}"]
+        if told["distortions"]:
+            share = 100 * told["distortion_seconds"] / max(told["seconds"], 1e-9)
+            lines[0] += f"; {told['distortions']} distortions, {share:.2g} % of the time"
+        for name, value in told.get("accuracy", {}).items():
+            lines.append(f"accuracy {name}  {100 * value:.2f}")
         return lines
 
     def to_html(self) -> str:

@@ -17,7 +17,7 @@ from spectrim.factorize._base import from_canonical, to_canonical
 from spectrim.layer import Example, Layer, batch_size, call, evaluation_mode, survey, unwrap
 from spectrim.plan import Option, Plan
 
-BALANCING = 8  # sweeps over the gaps between factors; one is exact for two factors
+BALANCING = 20  # sweeps over the gaps between factors; one is exact for two factors
 HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",

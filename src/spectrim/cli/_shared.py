@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -30,6 +32,7 @@ from spectrim.zoo import load_weights, make_model
 
 out = Console()
 err = Console(stderr=True)
+LATE = 30.0  # seconds without a line in a log before a stage that goes on is told of
 HELD = 0.2  # largest share of the training images that decisions keep away from training
 Json = Annotated[bool, Parameter(name="--json")]
 
@@ -190,8 +193,23 @@ def begin(out_dir: str, resume: bool) -> tuple[Path, Path]:
 
 
 @contextlib.contextmanager
-def unfinished(partial: Path, resume: bool) -> Iterator[None]:
-    """Leave nothing behind when a new run fails; an interrupted or a resumed one keeps what was done."""
+def unfinished(partial: Path, resume: bool, words: dict[str, Any]) -> Iterator[None]:
+    """Note the arguments of a new run, and leave nothing behind when it fails; an interrupted one keeps what was done.
+
+    Raises:
+        ValueError: If the run to be resumed had other arguments.
+    """
+    noted, text = partial / "arguments.json", json.dumps(words, indent=1, default=str)
+    if noted.is_file():
+        before = json.loads(noted.read_text())
+        others = [name for name, value in json.loads(text).items() if before.get(name) != value]
+        if others:
+            raise ValueError(
+                f"the run in {str(partial)!r} had other arguments ({', '.join(others)}); resume with the same, or remove it"
+            )
+    else:
+        partial.mkdir(parents=True, exist_ok=True)
+        noted.write_text(text)
     try:
         yield
     except Exception:
@@ -208,8 +226,8 @@ def show(report: Report, folder: str, as_json: bool) -> None:
     out.print(report.table())
     for line in report.lines():
         out.print(line, soft_wrap=True, highlight=False, markup=False)
-    page = "report.html, " if (Path(folder) / "report.html").exists() else ""
-    out.print(f"written to {folder}: plan.json, model.safetensors, {page}report.json", soft_wrap=True, highlight=False)
+    names = ", ".join(sorted(path.name for path in Path(folder).iterdir()))
+    out.print(f"written to {folder}: {names}", soft_wrap=True, highlight=False)
 
 
 @contextlib.contextmanager
@@ -219,13 +237,19 @@ def progress(quiet: bool) -> Iterator[Any]:
     with Progress(*columns, console=err, transient=True, disable=quiet or not err.is_terminal) as bars:
         tasks: dict[str, TaskID] = {}
         shares: dict[str, float] = {}
+        told = time.monotonic()
 
         def tell(stage: str, share: float) -> None:
             if stage not in tasks:
                 tasks[stage] = bars.add_task(stage, total=1.0)
             bars.update(tasks[stage], completed=share)
             finished, shares[stage] = share == 1.0 != shares.get(stage), share
-            if finished and not quiet and not err.is_terminal:
-                err.print(f"{datetime.now():%H:%M:%S} {stage} done", highlight=False)
+            nonlocal told
+            late = 0 < share < 1 and time.monotonic() - told > LATE
+            if (finished or late) and not quiet and not err.is_terminal:
+                told = time.monotonic()
+                err.print(
+                    f"{datetime.now():%H:%M:%S} {stage} {'done' if finished else f'{100 * share:.0f} %'}", highlight=False
+                )
 
         yield tell

@@ -70,7 +70,9 @@ def compress(
     target, partial = begin(out_dir, resume)
     network = source.network(model)
     sources = source.open(choice.images, held=HELD if finetune_epochs else 1.0)
-    with progress(as_json) as tell, unfinished(partial, resume):
+    words = {"source": source, "choice": choice, "keep": keep, "max-drop": max_drop, "metric": metric, "refit": refit}
+    words |= {"batchnorm": batchnorm, "finetune-epochs": finetune_epochs, "training": training, "model": model}
+    with progress(as_json) as tell, unfinished(partial, resume, words):
         config = dataclasses.replace(choice.config(source.seed, partial, tell), refit=refit, batchnorm=batchnorm)
         evaluate = Accuracy(sources.selection) if isinstance(budget, MaxDrop) else None
         result = run(
@@ -85,9 +87,12 @@ def compress(
         if finetune_epochs:
             recipe = training.recipe(finetune_epochs, source.seed, partial, tell)
             data = training_data(sources.training, recipe.batch, recipe.seed)
+            looked = Accuracy(sources.selection)
+            accuracy = {"on the selection images before fine-tuning": looked(result.model)}
             history = fit(result.model, data, recipe=recipe, teacher=network)
             result.model.eval()
-            trained = {"recipe": recipe.words(), **dataclasses.asdict(history)}
+            accuracy["on the selection images after fine-tuning"] = looked(result.model)
+            trained = {"recipe": recipe.words(), **dataclasses.asdict(history), "accuracy": accuracy}
             seconds["fine-tuning"] = history.seconds
         score = None
         if not (sources.selection is sources.test and isinstance(budget, MaxDrop)):  # else it was decided on and is no test

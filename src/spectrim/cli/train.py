@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import os
 import shutil
 from collections.abc import Iterator
@@ -20,14 +19,15 @@ from spectrim._inputs import Sources, first_examples, training_data
 from spectrim.accuracy import Accuracy, Scorer
 from spectrim.cli._shared import HELD, Choice, Json, Source, Training, begin, progress, show, unfinished
 from spectrim.compress import Study
+from spectrim.config import Config
 from spectrim.cost import Keep
 from spectrim.latency import measure
 from spectrim.layer import survey
 from spectrim.plan import Plan
-from spectrim.report import Report, budget_text, make_rows
+from spectrim.report import Curve, Report, Score, budget_text, make_rows
 from spectrim.result import Result
 from spectrim.surgery import cost, duplicate
-from spectrim.train import Distortion, Schedule, fit, loss_along
+from spectrim.train import Distortion, Recipe, Schedule, fit, loss_along
 
 FLATNESS = 1000  # selection images on which the loss along the low-rank direction is measured
 
@@ -100,22 +100,30 @@ def train(
         raise ValueError("train needs labelled training images: give them with --calibration")
     if keep is not None and plan is not None:
         raise ValueError("give at most one of --keep FRACTION and --plan FILE")
+    if keep is None and plan is None and twist != Twist():
+        raise ValueError("--every, --warmup, --tighten and --replan distort kernels: give --keep FRACTION or --plan FILE")
+    if twist.replan and keep is None:
+        raise ValueError("--replan chooses plans for a budget: give --keep FRACTION")
+    schedule = Schedule(twist.every, warmup=twist.warmup, tighten=twist.tighten, replan=max(twist.replan, 1))
+    words = {"source": source, "choice": choice, "keep": keep, "metric": metric, "plan": plan, "twist": twist, "model": model}
+    words |= {"epochs": epochs, "training": training}
     with _processes(source) as (first, place):
         target, partial = begin(out_dir, resume)
         _wait()  # before anything is written there
         network = place.network(model)
         sources = place.open(choice.images, held=HELD)
-        with progress(as_json or not first) as tell, unfinished(partial, resume):
+        with progress(as_json or not first) as tell, unfinished(partial, resume, words) if first else contextlib.nullcontext():
             recipe = training.recipe(epochs, source.seed, partial, tell)
-            run = _Session(network, sources, choice.config(source.seed, partial, tell))
-            chosen = run.plan(keep, metric, plan, partial)
-            result = run.train(chosen, recipe, twist, keep, metric)
+            run = _Session(network, sources, choice.config(source.seed, partial, tell), keep, metric)
+            data = training_data(sources.training, recipe.batch, recipe.seed)
+            result = run.train(run.plan(plan, partial), data, recipe, schedule, bool(twist.replan))
         if not first:
             return
         settings = {**result.report.settings, "source": source.words(model)}
         result = dataclasses.replace(result, report=dataclasses.replace(result.report, settings=settings))
         result.save(target)
         save_model(network.cpu(), str(target / "dense.safetensors"))
+        (target / "dense.safetensors").chmod(0o644)
         shutil.rmtree(partial, ignore_errors=True)
         show(result.report, str(target), as_json)
 
@@ -123,75 +131,78 @@ def train(
 class _Session:
     """One training run: the network, its images, and what is chosen and told of it."""
 
-    def __init__(self, network: nn.Module, sources: Sources, config: Any) -> None:
+    def __init__(self, network: nn.Module, sources: Sources, config: Config, keep: float | None, metric: Any) -> None:
         self.network, self.sources, self.config = network, sources, config
-        device = next(network.parameters()).device
-        self.example = sources.example.to(device)
+        self.budget = Keep(keep, metric) if keep is not None else None
+        self.example = sources.example.to(next(network.parameters()).device)
         self.given = duplicate(network).eval()
+        self.seconds: dict[str, float] = {}
 
-    def plan(self, keep: float | None, metric: str, file: str | None, partial: Path) -> Plan:
+    def plan(self, file: str | None, partial: Path) -> Plan:
         """Return the plan: of the file, of the interrupted run, or chosen now (by the first process for all)."""
         if file is not None:
             if not Path(file).is_file():
                 raise ValueError(f"there is no plan file {file!r}")
             return Plan.from_json(Path(file).read_text())
-        if keep is None:
+        if self.budget is None:
             return Plan({}, cost(self.network, self.example))
-        budget = Keep(keep, metric)  # type: ignore[arg-type]
         kept = partial / "plan.json"
         text: list[Any] = [kept.read_text() if kept.is_file() else None]
         if text[0] is None and _rank() == 0:
-            text = [self._choose(self.network, budget).to_json()]
-            partial.mkdir(parents=True, exist_ok=True)
+            text = [self.choose(self.network).to_json()]
             kept.write_text(text[0])
         if distributed.is_initialized():
             distributed.broadcast_object_list(text, src=0)
         return Plan.from_json(text[0])
 
-    def _choose(self, network: nn.Module, budget: Keep) -> Plan:
-        return Study(network, self.example, self.sources.calibration, self.config).select(budget)
+    def choose(self, network: nn.Module) -> Plan:
+        """Return the plan that the rank selection makes for the weights as they are."""
+        assert self.budget is not None
+        study = Study(network, self.example, self.sources.calibration, self.config)
+        plan = study.select(self.budget)
+        for stage, seconds in study.seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+        return plan
 
-    def train(self, plan: Plan, recipe: Any, twist: Twist, keep: float | None, metric: str) -> Result:
+    def train(self, plan: Plan, data: Any, recipe: Recipe, schedule: Schedule, replan: bool) -> Result:
         """Train, decompose, and account for it."""
-        if twist.replan and keep is None:
-            raise ValueError("--replan chooses plans for a budget: give --keep FRACTION")
-        budget = Keep(keep, metric) if keep is not None else None  # type: ignore[arg-type]
-        again = functools.partial(self._choose, budget=budget) if twist.replan and budget else None
-        schedule = Schedule(twist.every, warmup=twist.warmup, tighten=twist.tighten, replan=max(twist.replan, 1))
-        distortion = Distortion(self.network, plan, every=schedule, replan=again) if plan else None
+        distortion = None
+        curves = []
         looked = list(first_examples(self.sources.selection, FLATNESS))
-        curves = [loss_along(self.given, plan, batches=looked, label="before training")] if plan else []
-        data = training_data(self.sources.training, recipe.batch, recipe.seed)
+        if plan:
+            distortion = Distortion(self.network, plan, every=schedule, replan=self.choose if replan else None)
+            curves.append(loss_along(self.given, plan, batches=looked, label="before training"))
         history = fit(self.network, data, recipe=recipe, teacher=self.given, twist=distortion)
         small = self.network.eval()
+        test = Accuracy(self.sources.test)
+        trained: dict[str, Any] = {"recipe": recipe.words(), **dataclasses.asdict(history)}
         if distortion is not None:
             plan = distortion.plan
             curves.append(loss_along(self.network, plan, batches=looked, label="after training"))
-            small = distortion.finish()
-        small.eval()
-        recipe.progress("test images", 0.0)
-        score = Scorer(Accuracy(self.sources.test), self.given).score(small)
-        recipe.progress("test images", 1.0)
+            trained["schedule"] = dataclasses.asdict(schedule)
+            trained["accuracy"] = {"on the test images before the last distortion": test(self.network)}
+            small = distortion.finish().eval()
+        score = Scorer(test, self.given).score(small)
+        return Result(small, plan, self._report(plan, small, score, trained, tuple(curves)))
+
+    def _report(self, plan: Plan, small: nn.Module, score: Score, trained: dict[str, Any], curves: tuple[Curve, ...]) -> Report:
         found = survey(self.given, self.example)
-        old, new = measure([self.given, small], self.example)
-        trained = {"recipe": recipe.words(), "distortion": dataclasses.asdict(twist), **dataclasses.asdict(history)}
-        report = Report(
-            budget_text(budget) if budget else "the given plan" if plan else "ordinary training",
+        return Report(
+            budget_text(self.budget) if self.budget else "the given plan" if plan else "Ordinary training",
             plan.original,
             cost(small, self.example),
             make_rows(found, plan),
             found.skipped,
-            plan.harm,
+            0.0,  # what was predicted was of the network before training
             None,
             "nats",
             test=score,
-            latency=(old, new),
-            seconds={"training": history.seconds, "of it distortion": history.distortion_seconds},
+            latency=tuple(measure([self.given, small], self.example)) if plan else None,  # type: ignore[arg-type]
+            seconds={**self.seconds, "training": trained["seconds"]},
             training=trained,
-            flatness=tuple(curves),
+            flatness=curves,
             settings={"config": self.config.words(), "torch": torch.__version__},
         )
-        return Result(small, plan, report)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -50,7 +50,7 @@ class Schedule:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}")
-        if not self.growth > 0:
+        if not isinstance(self.growth, (int, float)) or not self.growth > 0:
             raise ValueError(f"growth is {self.growth!r}; it must be larger than 0, such as 1.0 for a constant interval")
 
     def interval(self, done: int) -> int:
@@ -94,6 +94,8 @@ class Distortion:
         self.model = model
         self.schedule = every if isinstance(every, Schedule) else Schedule(every)
         self.replan = replan
+        if moments is not None and not callable(moments) and not isinstance(moments, Mapping):
+            raise TypeError(f"moments is {type(moments).__name__}; it must be a mapping from layer names, or a function")
         self.moments = moments
         self.plan = plan
         _check(plan, model)
@@ -146,7 +148,8 @@ class Distortion:
             model: Another network of the same structure, such as an averaged copy; by default the one in training.
 
         Returns:
-            A network of stock modules only, with the structure of `spectrim.apply(plan, model)`.
+            A network of stock modules only, with the structure of `spectrim.apply(plan, model)`, in train or eval mode as the
+            network is. The network's own kernels are overwritten by what it computes.
         """
         start = time.perf_counter()
         network = unwrap(self.model if model is None else model)
@@ -172,16 +175,18 @@ class Distortion:
     def state_dict(self) -> dict[str, Any]:
         """Return counts and plan as plain numbers and text, for a checkpoint that `torch.load` reads without pickle."""
         counts = {"steps": self.steps, "distortions": self.distortions, "due": self.due, "seconds": self.seconds}
-        return {"format": FORMAT, **counts, "plan": self.plan.to_json()}
+        return {"format": FORMAT, **counts, "schedule": asdict(self.schedule), "plan": self.plan.to_json()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken.
 
         Raises:
-            ValueError: If this is no such state, or its plan does not fit the network.
+            ValueError: If this is no such state, of another schedule, or its plan does not fit the network.
         """
         if not isinstance(state, Mapping) or state.get("format") != FORMAT:
             raise ValueError(f"this is no state of a Distortion: its 'format' must be {FORMAT!r}")
+        if state["schedule"] != asdict(self.schedule):
+            raise ValueError(f"the state is of another schedule, {state['schedule']}; this Distortion has {self.schedule}")
         plan = Plan.from_json(state["plan"])
         _check(plan, self.model)
         self.plan = plan

@@ -8,22 +8,26 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from spectrim.layer import evaluation_mode, tensors_of, unwrap
+from spectrim.train.batches import Tensors, augment, place
 from spectrim.train.distort import Distortion
 
 FORMAT = "spectrim-training-1"
 SAVE_SECONDS = 60.0
+DIVERGED = 100.0  # nats; guessing among a thousand classes costs 7
 RANGES = {
     "epochs": (1, 10**6),
     "batch": (1, 10**6),
@@ -78,10 +82,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name in ("epochs", "batch"):
-            if not isinstance(getattr(self, name), int):
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a whole number of at least 1")
         for name, (low, high) in RANGES.items():
+            kind = int if isinstance(low, int) else (int, float)
+            if not isinstance(getattr(self, name), kind) or isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a {'whole ' if kind is int else ''}number")
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be between {low} and {high}")
         for name, allowed in (("optimizer", ("sgd", "adamw")), ("precision", ("auto", "float32", "bfloat16"))):
@@ -104,12 +108,16 @@ class History:
         steps: Optimizer steps done.
         loss: Mean training loss of each epoch.
         seconds: Wall-clock time, over all sessions of a resumed run.
-        distortion_seconds: Share of it that went into weight distortion.
+        images: How many images one epoch has.
+        distortions: How often kernels were distorted.
+        distortion_seconds: Part of the seconds that went into that.
     """
 
     steps: int
     loss: list[float]
     seconds: float
+    images: int = 0
+    distortions: int = 0
     distortion_seconds: float = 0.0
 
 
@@ -132,8 +140,9 @@ def fit(
         twist: Its `step()` is called after every step of the optimizer; `finish()` is left to the caller.
 
     Raises:
-        ValueError: If the recipe asks for a teacher that is not given, or the checkpoint is of another run.
-        FloatingPointError: If the loss is no longer finite.
+        ValueError: If the recipe asks for a teacher that is not given, the run ends before the first distortion, or the
+            checkpoint is of another run.
+        FloatingPointError: If the loss has grown beyond all bounds.
     """
     recipe = recipe or Recipe()
     if recipe.distill and teacher is None:
@@ -141,12 +150,12 @@ def fit(
     batches: Any = Tensors(*data, size=recipe.batch, seed=recipe.seed) if _is_pair(data) else data
     if not hasattr(batches, "__len__") or not len(batches):
         raise ValueError("the training data has no length or is empty; give images and labels, or a loader with a length")
-    run = _Run(model, recipe, len(batches), twist)
+    run = _Run(model, recipe, batches, twist)
     run.load()
     modes = [(module, module.training) for module in unwrap(model).modules()]
     try:
         run.network.train()
-        with _quiet_random():
+        with torch.random.fork_rng(), run.interruptible():
             for epoch in range(run.steps // run.length, recipe.epochs):
                 if hasattr(batches, "set_epoch"):
                     batches.set_epoch(epoch)
@@ -157,66 +166,31 @@ def fit(
     return run.history()
 
 
-class Tensors:
-    """Batches of images and labels in memory, in another order each epoch; each process gets its part of every batch."""
-
-    def __init__(self, images: Tensor, labels: Tensor, *, size: int, seed: int = 0) -> None:
-        """Check that there is a label for each image."""
-        if len(images) != len(labels) or not len(images):
-            raise ValueError(f"there are {len(images)} images and {len(labels)} labels; it must be as many, and at least one")
-        self.images, self.labels, self.size, self.seed, self.number = images, labels, min(size, len(images)), seed, 0
-
-    def __len__(self) -> int:
-        """Return the batches of an epoch; an incomplete last one is left out."""
-        return len(self.images) // self.size
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order."""
-        self.number = epoch
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield this process's part of every batch."""
-        rank, world = place()
-        for chosen in order(len(self.images), self.size, self.seed, self.number):
-            mine = chosen[rank::world]
-            yield self.images[mine], self.labels[mine]
-
-
-def order(count: int, size: int, seed: int, epoch: int) -> list[Tensor]:
-    """Return the indices of each batch of an epoch; an incomplete last batch is left out."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return list(torch.randperm(count, generator=generator)[: count // size * size].split(size))
-
-
-def augment(images: Tensor, crop: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Return images (N, C, H, W), each shifted by up to `crop` pixels (edges reflected) and mirrored at random."""
-    count, _, height, width = images.shape
-    if crop:
-        reach = min(crop, height - 1, width - 1)
-        padded = functional.pad(images, (reach, reach, reach, reach), mode="reflect")
-        shifts = torch.randint(0, 2 * reach + 1, (2, count, 1), generator=generator).to(images.device)
-        rows = shifts[0] + torch.arange(height, device=images.device)
-        columns = shifts[1] + torch.arange(width, device=images.device)
-        chosen = torch.arange(count, device=images.device)[:, None, None]
-        images = padded.permute(0, 2, 3, 1)[chosen, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
-    if flip:
-        coin = torch.rand(count, 1, 1, 1, generator=generator).to(images.device)
-        images = torch.where(coin < 0.5, images.flip(3), images)
-    return images
-
-
 class _Run:
     """The state of one training run, and what is saved of it."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe, length: int, twist: Distortion | None) -> None:
-        self.model, self.recipe, self.length, self.twist = unwrap(model), recipe, length, twist
+    def __init__(self, model: nn.Module, recipe: Recipe, batches: Any, twist: Distortion | None) -> None:
+        self.model, self.recipe, self.length, self.twist = unwrap(model), recipe, len(batches), twist
         self.device = next(self.model.parameters()).device
         self.network: nn.Module = model
         if place()[1] > 1 and not isinstance(model, DistributedDataParallel):
             self.network = DistributedDataParallel(self.model)
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = _optimizer(recipe, trained)
-        self.total = recipe.epochs * length
+        self.total = recipe.epochs * self.length
+        self.images = len(batches) * getattr(batches, "size", recipe.batch)
+        if twist is not None and twist.steps == 0 and self.total < twist.due:
+            raise ValueError(
+                f"the first distortion is due after {twist.due} steps, but {recipe.epochs} epochs are {self.total} steps; "
+                "distort more often (every) or train longer"
+            )
+        self.about = {
+            "recipe": recipe.words(),
+            "batches in an epoch": self.length,
+            "data": batches.digest() if isinstance(batches, Tensors) else "",
+            "distortion": None if twist is None else asdict(twist.schedule),
+        }
+        self.interrupted = False
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._share)
         self.steps = 0
         self.losses: list[float] = []
@@ -247,8 +221,10 @@ class _Run:
                 self.sum.zero_()
             now = time.perf_counter()
             self.seconds, begin = self.seconds + now - begin, now
-            if now - self.saved > SAVE_SECONDS or self.steps == self.total:
+            if now - self.saved > SAVE_SECONDS or self.steps == self.total or self.interrupted:
                 self.save()
+            if self.interrupted:
+                raise KeyboardInterrupt
             if self.steps % self.length == 0:
                 break
 
@@ -287,10 +263,29 @@ class _Run:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Let Ctrl-C wait for the end of the step, so that what is kept is whole; a second one does not wait."""
+        if self.recipe.checkpoint is None or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def remember(number: int, frame: Any) -> None:
+            if self.interrupted:
+                raise KeyboardInterrupt
+            self.interrupted = True
+
+        before = signal.signal(signal.SIGINT, remember)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
     def _look(self) -> None:
-        if not math.isfinite(float(self.sum)):
+        mean = float(self.sum) / ((self.steps - 1) % self.length + 1)
+        if not mean < DIVERGED:
             raise FloatingPointError(
-                f"the training loss is no longer finite at step {self.steps}; lower the rate (now {self.recipe.rate:g})"
+                f"the training loss has grown to {mean:.3g} at step {self.steps}; lower the rate (now {self.recipe.rate:g})"
             )
         if self.recipe.progress is not None and place()[0] == 0:
             self.recipe.progress("training", self.steps / self.total)
@@ -305,8 +300,7 @@ class _Run:
         partial = path.with_suffix(".partial")
         state = {
             "format": FORMAT,
-            "recipe": self.recipe.words(),
-            "length": self.length,
+            "about": self.about,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -321,10 +315,11 @@ class _Run:
         if self.recipe.checkpoint is None or not Path(self.recipe.checkpoint).is_file():
             return
         state = torch.load(self.recipe.checkpoint, map_location=self.device, weights_only=True)
-        if state.get("format") != FORMAT or state["recipe"] != self.recipe.words() or state["length"] != self.length:
-            raise ValueError(
-                f"the checkpoint {str(self.recipe.checkpoint)!r} is of another recipe or other data; remove it to begin anew"
-            )
+        about = state.get("about", {}) if state.get("format") == FORMAT else {}
+        others = [name for name, value in self.about.items() if about.get(name) != value]
+        if others:
+            path, what = str(self.recipe.checkpoint), ", ".join(others)
+            raise ValueError(f"the checkpoint {path!r} is of another run (other {what}); remove it to begin anew")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
@@ -336,7 +331,8 @@ class _Run:
 
     def history(self) -> History:
         """Return the account."""
-        return History(self.steps, self.losses, self.seconds, 0.0 if self.twist is None else self.twist.seconds)
+        distorted = (0, 0.0) if self.twist is None else (self.twist.distortions, self.twist.seconds)
+        return History(self.steps, self.losses, self.seconds, self.images, *distorted)
 
 
 def _optimizer(recipe: Recipe, trained: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -347,19 +343,5 @@ def _optimizer(recipe: Recipe, trained: list[nn.Parameter]) -> torch.optim.Optim
     return torch.optim.AdamW(trained, recipe.rate, weight_decay=recipe.weight_decay)
 
 
-def place() -> tuple[int, int]:
-    """Return this process's number and how many there are."""
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
-
-
 def _is_pair(data: Any) -> bool:
     return isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
-
-
-@contextlib.contextmanager
-def _quiet_random() -> Iterator[None]:
-    """Leave the caller's random state as it was."""
-    with torch.random.fork_rng():
-        yield

@@ -34,6 +34,8 @@ def loss_along(
     Reference:
         Lee, Kwon, Kim, Wei: Learning low-rank approximation for CNNs (arXiv 1905.10145), section 2, "flat minima".
     """
+    if points < 2:
+        raise ValueError(f"points is {points}; it must be at least 2: both ends of the way")
     walker = duplicate(model)
     ends = {}
     for name, option in plan.items():
