@@ -12,17 +12,15 @@ from the same checkpoint and see the same batches (CIFAR-10, JPEG copy); every n
 from __future__ import annotations
 
 import argparse
-import copy
 import dataclasses
-import json
+import functools
 import math
-import platform
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import runner
 import torch
 from torch import Tensor, nn
 
@@ -116,6 +114,17 @@ class Bench:
         history = self.fit(model, f"control {seed}", seed)
         self.keep(f"control {seed}", model)
         return {**self.score(model), "steps": history.steps, "seconds": history.seconds}
+
+    def cell(self, name: str, job: Callable[[Bench], dict[str, Any]]) -> dict[str, Any]:
+        """Run a cell; which images a control gets right is kept in a file, for paired comparisons in later sessions."""
+        self.arguments.state.mkdir(parents=True, exist_ok=True)
+        for file in self.arguments.state.glob("*.hits.pt"):
+            self.hits[file.name.removesuffix(".hits.pt")] = torch.load(file, weights_only=True)
+        found = dict(job(self))
+        hits = found.pop("hits", None)
+        if hits is not None and "control" in name and "cut" not in name:
+            torch.save(hits, self.arguments.state / f"{name}.hits.pt")
+        return found
 
     def start(self) -> dict[str, Any]:
         """Train the checkpoint for two epochs on the smaller images; every other row starts from there."""
@@ -462,61 +471,41 @@ def plot(results: dict[str, Any], target: Path) -> None:
 
 def main() -> None:
     """Run the cells that are not done."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = runner.parser(__doc__)
     parser.add_argument("--models", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--state", type=Path, default=Path("distortion-state"), help="checkpoints and trained networks")
-    parser.add_argument("--target", type=Path, default=HERE / "results" / "distortion.json", help="where results go")
+    parser.add_argument("--target", type=Path, default=runner.RESULTS / "distortion.json", help="where results go")
     parser.add_argument("--pixels", type=int, default=32, help="smaller images for longer runs on a slow machine")
     parser.add_argument("--steps", type=int, default=390)
     parser.add_argument("--every", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", action="append", default=[])
-    parser.add_argument("--redo", action="append", default=[])
     arguments = parser.parse_args()
     target: Path = arguments.target
-    results = json.loads(target.read_text()) if target.exists() else {"cells": {}}
-    if results["cells"] and results["setting"] != [arguments.steps, arguments.every, arguments.pixels]:
-        sys.exit(f"{target} holds runs of other steps, S_D and pixels ({results['setting']}): go on so, or move it away")
-    results["setting"] = [arguments.steps, arguments.every, arguments.pixels]
-    results["command"] = (
+    setting = [arguments.steps, arguments.every, arguments.pixels]
+    results = runner.read(
+        target,
         "python benchmarks/distortion.py --models ../shared/models --data ../shared/data/cifar10-jpeg "
-        f"--steps {arguments.steps} --every {arguments.every} --pixels {arguments.pixels}"
+        f"--steps {arguments.steps} --every {arguments.every} --pixels {arguments.pixels} --target {target.name}",
     )
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads"
-    results["machine"] = f"{platform.machine()}, {device}, torch {torch.__version__}"
+    if results["cells"] and results["setting"] != setting:
+        sys.exit(f"{target} holds runs of other steps, S_D and pixels ({results['setting']}): go on so, or move it away")
+    results["setting"] = setting
     first = "the checkpoint, after two epochs on such images" if arguments.pixels < 32 else "the checkpoint"
     results["words"] = (
         f"CIFAR-10 (JPEG copy) at {arguments.pixels} pixels, {arguments.steps} steps of 128 images "
         f"({arguments.steps / 390:.1f} epochs; ResNet-20 six times as many) from {first}, SGD one cycle to 0.02, "
-        f"S_D = {arguments.every}. Top-1 on 10,000 test images "
-        "+- standard error; differences from the control are paired. One seed unless said otherwise. A dash: not run."
+        f"S_D = {arguments.every}. Top-1 on 10,000 test images +- standard error; differences from the control are paired. "
+        "One seed unless said otherwise. A dash: not run."
     )
     bench = Bench(arguments)
-    for name, run in jobs(arguments.seeds).items():
-        if arguments.only and not any(part in name for part in arguments.only):
-            continue
-        if name in results["cells"] and not any(part in name for part in arguments.redo):
-            continue
-        start = time.perf_counter()
-        for known in results["cells"]:  # paired comparisons need the controls' hits
-            file = arguments.state / f"{known}.hits.pt"
-            if "control" in known and known not in bench.hits and file.exists():
-                bench.hits[known] = torch.load(file, weights_only=True)
-        cell = copy.copy(run(bench))
-        hits = cell.pop("hits", None)
-        if hits is not None and "control" in name and "cut" not in name:
-            arguments.state.mkdir(parents=True, exist_ok=True)
-            torch.save(hits, arguments.state / f"{name}.hits.pt")
-        results["cells"][name] = cell
-        target.write_text(json.dumps(results, indent=1) + "\n")
+
+    def write(results: dict[str, Any]) -> None:
         target.with_suffix(".md").write_text(markdown(results))
         plot(results, target.with_suffix(".svg"))
-        print(
-            f"{name}: {text(cell)} {text(cell, 'less control', 'gap error', '+')} ({time.perf_counter() - start:.0f} s)",
-            flush=True,
-        )
+
+    todo = {name: functools.partial(bench.cell, name, job) for name, job in jobs(arguments.seeds).items()}
+    runner.run(todo, results, arguments, target=target, write=write)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -9,9 +9,7 @@ Images: CIFAR-10 (JPEG copy). Decisions use 1,024 calibration and 5,000 selectio
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
+import functools
 import resource
 import statistics as numbers
 import sys
@@ -20,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import runner
 import torch
 from torch import nn
 from torch.nn import functional
@@ -227,10 +226,10 @@ def markdown(results: dict[str, Any]) -> str:
         "",
     ]
     for step in STEPS:
-        if step not in results["steps"]:
+        if step not in results["cells"]:
             continue
         lines += [f"## {step}", ""]
-        rows = results["steps"][step]
+        rows = results["cells"][step]
         if step == "full rank":
             lines += ["Largest relative error, float32 / float64; `-`: the method does not fit, and says why.", ""]
             lines += ["| geometry | " + " | ".join(rows) + " |", "|---|" + "---|" * len(rows)]
@@ -251,29 +250,21 @@ def markdown(results: dict[str, Any]) -> str:
 
 def main() -> None:
     """Run the steps that are not done."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = runner.parser(__doc__)
     parser.add_argument("--models", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--only", action="append", choices=list(STEPS))
-    parser.add_argument("--redo", action="append", choices=list(STEPS), default=[])
     arguments = parser.parse_args()
-    target = HERE / "results" / "foundations.json"
-    target.parent.mkdir(exist_ok=True)
-    results = json.loads(target.read_text()) if target.exists() else {"steps": {}}
-    results["command"] = "python benchmarks/foundations.py --models ../shared/models --data ../shared/data/cifar10-jpeg"
-    threads = torch.get_num_threads()
-    results["machine"] = (
-        f"{platform.machine()}, {threads} threads, torch {torch.__version__}, Python {platform.python_version()}"
+    target = runner.RESULTS / "foundations.json"
+    results = runner.read(
+        target, "python benchmarks/foundations.py --models ../shared/models --data ../shared/data/cifar10-jpeg"
     )
     bench = Bench(arguments.models, arguments.data)
-    for step, (run, name) in STEPS.items():
-        if (arguments.only and step not in arguments.only) or (step in results["steps"] and step not in arguments.redo):
-            continue
-        results["steps"][step] = run(bench, name)
+
+    def write(results: dict[str, Any]) -> None:
         results["peak memory, MiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-        target.write_text(json.dumps(results, indent=1) + "\n")
         target.with_suffix(".md").write_text(markdown(results))
-        print(step, json.dumps(results["steps"][step], indent=1), flush=True)
+
+    todo = {step: functools.partial(job, bench, name) for step, (job, name) in STEPS.items()}
+    runner.run(todo, results, arguments, target=target, write=write)
 
 
 if __name__ == "__main__":

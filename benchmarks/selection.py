@@ -11,21 +11,19 @@ network is then read once on the 10,000 test images.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import copy
 import dataclasses
-import json
+import functools
 import math
-import platform
 import resource
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import runner
 import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
@@ -350,7 +348,7 @@ def jobs() -> dict[str, Callable[[Bench], dict[str, Any]]]:
     """Return every cell by name, the most important first."""
     found: dict[str, Callable[[Bench], dict[str, Any]]] = {}
 
-    def cells(checkpoint: str, metric: str, budgets: tuple[float, ...], methods: tuple[str, ...]) -> None:
+    def add(checkpoint: str, metric: str, budgets: tuple[float, ...], methods: tuple[str, ...]) -> None:
         for fraction in budgets:
             for method in methods:
                 name = f"{checkpoint} | {metric} | {fraction} | {method}"
@@ -359,8 +357,8 @@ def jobs() -> dict[str, Callable[[Bench], dict[str, Any]]]:
     first, rest = BUDGETS[:3], BUDGETS[3:]
     quick = tuple(method for method in METHODS if method not in ("Interaction", "Greedy"))
     for checkpoint in CHECKPOINTS:
-        cells(checkpoint, "macs", (0.5, 0.35, 0.25, 0.2), ("Interaction", "Knapsack"))
-        cells(checkpoint, "macs", first, quick)
+        add(checkpoint, "macs", (0.5, 0.35, 0.25, 0.2), ("Interaction", "Knapsack"))
+        add(checkpoint, "macs", first, quick)
     for rung in LADDER:
         for fraction in (0.5, 0.35):
             name = f"ResNet-20 | ladder | {fraction} | {rung}"
@@ -368,13 +366,13 @@ def jobs() -> dict[str, Callable[[Bench], dict[str, Any]]]:
     for checkpoint in CHECKPOINTS:
         found[f"{checkpoint} | steps"] = lambda bench, c=checkpoint: bench.steps(c)
         found[f"{checkpoint} | prediction"] = lambda bench, c=checkpoint: bench.prediction(c)
-        cells(checkpoint, "params", first, quick)
+        add(checkpoint, "params", first, quick)
     for checkpoint in CHECKPOINTS:
-        cells(checkpoint, "macs", first, ("Greedy",))
-        cells(checkpoint, "macs", rest, quick)
-        cells(checkpoint, "params", rest, quick)
-        cells(checkpoint, "params", BUDGETS, ("Interaction", "Greedy"))
-        cells(checkpoint, "macs", rest, ("Interaction", "Greedy"))
+        add(checkpoint, "macs", first, ("Greedy",))
+        add(checkpoint, "macs", rest, quick)
+        add(checkpoint, "params", rest, quick)
+        add(checkpoint, "params", BUDGETS, ("Interaction", "Greedy"))
+        add(checkpoint, "macs", rest, ("Interaction", "Greedy"))
     return found
 
 
@@ -458,37 +456,20 @@ def plot(results: dict[str, Any], target: Path) -> None:
 
 def main() -> None:
     """Run the cells that are not done."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = runner.parser(__doc__)
     parser.add_argument("--models", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--only", action="append", default=[])
-    parser.add_argument("--redo", action="append", default=[])
     arguments = parser.parse_args()
-    target = HERE / "results" / "selection.json"
-    results = json.loads(target.read_text()) if target.exists() else {"cells": {}}
-    results["command"] = "python benchmarks/selection.py --models ../shared/models --data ../shared/data/cifar10-jpeg"
-    threads = torch.get_num_threads()
-    results["machine"] = (
-        f"{platform.machine()}, {threads} threads, torch {torch.__version__}, Python {platform.python_version()}"
-    )
+    target = runner.RESULTS / "selection.json"
+    results = runner.read(target, "python benchmarks/selection.py --models ../shared/models --data ../shared/data/cifar10-jpeg")
     bench = Bench(arguments.models, arguments.data)
-    every = jobs()
-    for name, run in every.items():
-        if arguments.only and not any(text == name or (text in name and text not in every) for text in arguments.only):
-            continue
-        if name in results["cells"] and not any(text in name for text in arguments.redo):
-            continue
-        start = time.perf_counter()
-        results["cells"][name] = run(bench)
-        target.write_text(json.dumps(results, indent=1) + "\n")
+
+    def write(results: dict[str, Any]) -> None:
         target.with_suffix(".md").write_text(markdown(results))
         plot(results, target.with_suffix(".svg"))
-        row = results["cells"][name]
-        text = (
-            f"drop {row['drop']:.2f} +- {row['standard error']:.2f}, KL {row['KL']:.4f}" if "drop" in row else json.dumps(row)
-        )
-        print(f"{name}: {text} ({time.perf_counter() - start:.0f} s)", flush=True)
+
+    todo = {name: functools.partial(job, bench) for name, job in jobs().items()}
+    runner.run(todo, results, arguments, target=target, write=write)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

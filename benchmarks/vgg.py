@@ -9,15 +9,13 @@ the last 5,000 training images, which the network was not trained on; every netw
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-import sys
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import runner
 import torch
 
 import spectrim as st
@@ -93,38 +91,31 @@ def jobs() -> dict[str, Callable[[Bench], dict[str, Any]]]:
     return found
 
 
+def markdown(results: dict[str, Any]) -> str:
+    """Return the cells as a table."""
+    before = 100 * next(iter(results["cells"].values()))["before"]
+    lines = ["# VGG-16-BN", "", f"`{results['command']}` on {results['machine']}", ""]
+    lines += [
+        f"CIFAR-10 (JPEG copy), {before:.2f} % before, no fine-tuning; drop on 10,000 test images, paired standard error."
+    ]
+    lines += ["", "| budget | drop | params kept | MACs kept |", "|---|---|---|---|"]
+    for name, row in results["cells"].items():
+        drop = f"{row['drop']:.2f} +- {row['standard error']:.2f}"
+        lines.append(f"| {name} | {drop} | {100 * row['params kept']:.2f} % | {100 * row['MACs kept']:.2f} % |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Run what is not done."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = runner.parser(__doc__)
     parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--only", action="append", default=[])
-    parser.add_argument("--redo", action="append", default=[])
     arguments = parser.parse_args()
-    target = HERE / "results" / "vgg.json"
-    results = json.loads(target.read_text()) if target.exists() else {"steps": {}}
-    results["command"] = "python benchmarks/vgg.py --weights vgg16.safetensors --data ../shared/data/cifar10-jpeg"
-    results["machine"] = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    target = runner.RESULTS / "vgg.json"
+    results = runner.read(target, "python benchmarks/vgg.py --weights vgg16.safetensors --data ../shared/data/cifar10-jpeg")
     bench = Bench(arguments.weights, arguments.data)
-    for name, run in jobs().items():
-        if arguments.only and not any(text in name for text in arguments.only):
-            continue
-        if name in results["steps"] and not any(text in name for text in arguments.redo):
-            continue
-        results["steps"][name] = run(bench)
-        target.write_text(json.dumps(results, indent=1) + "\n")
-        before = 100 * next(iter(results["steps"].values()))["before"]
-        lines = ["# VGG-16-BN", "", f"`{results['command']}` on {results['machine']}", ""]
-        lines += [
-            f"CIFAR-10 (JPEG copy), {before:.2f} % before, no fine-tuning; drop on 10,000 test images, paired standard error."
-        ]
-        lines += ["", "| budget | drop | params kept | MACs kept |", "|---|---|---|---|"]
-        for step, row in results["steps"].items():
-            drop = f"{row['drop']:.2f} +- {row['standard error']:.2f}"
-            lines.append(f"| {step} | {drop} | {100 * row['params kept']:.2f} % | {100 * row['MACs kept']:.2f} % |")
-        target.with_suffix(".md").write_text("\n".join(lines) + "\n")
-        print(name, json.dumps(results["steps"][name]), flush=True)
+    todo = {name: functools.partial(job, bench) for name, job in jobs().items()}
+    runner.run(todo, results, arguments, target=target, write=lambda r: target.with_suffix(".md").write_text(markdown(r)))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
