@@ -81,7 +81,7 @@ class Bench:
         used = steps // epochs * 128  # so that whole epochs make up the steps
         state = self.arguments.state / f"{''.join(c if c.isalnum() else '-' for c in name)}.pt"
         settings = more.pop("recipe", {})
-        recipe = st.Recipe(epochs=epochs, seed=seed, checkpoint=state, **settings)
+        recipe = st.Recipe(epochs=epochs, seed=seed, checkpoint=state, rate=self.arguments.rate, **settings)
         history = st.fit(model, (x[:used], y[:used]), recipe=recipe, **more)
         state.unlink(missing_ok=True)
         return history
@@ -162,7 +162,9 @@ class Bench:
             model = self.kept(control)
             small, history = st.apply(plan, model), st.train.History(self.arguments.steps, [], 0.0)
         else:
-            history = self.fit(model, name, seed, recipe={"optimizer": lambda trained: pruned(model, plan, trained)})
+            history = self.fit(
+                model, name, seed, recipe={"optimizer": lambda trained: pruned(model, plan, trained, self.arguments.rate)}
+            )
             small = st.apply(plan, model)
         return self.result(small, plan, history, control)
 
@@ -299,7 +301,7 @@ def rank_at(method: st.Factorization, layer: st.Layer, share: float) -> Any:
     return max(1, min(round(share * ranks[-1]), ranks[-1]))
 
 
-def pruned(model: nn.Module, plan: st.Plan, trained: list[nn.Parameter]) -> torch.optim.Optimizer:
+def pruned(model: nn.Module, plan: st.Plan, trained: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
     """Return torchao's optimizer with a hard rank on each planned kernel, lowered: the same final ranks as the plan."""
     from torchao.prototype.pat.optim import PruneOptimizer
 
@@ -318,7 +320,7 @@ def pruned(model: nn.Module, plan: st.Plan, trained: list[nn.Parameter]) -> torc
             }
         )
     rest = [parameter for parameter in trained if id(parameter) not in planned]
-    base = torch.optim.SGD([{"params": rest}, *groups], 0.02, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    base = torch.optim.SGD([{"params": rest}, *groups], rate, momentum=0.9, nesterov=True, weight_decay=1e-4)
     return PruneOptimizer(base)
 
 
@@ -477,23 +479,23 @@ def main() -> None:
     parser.add_argument("--target", type=Path, default=runner.RESULTS / "distortion.json", help="where results go")
     parser.add_argument("--pixels", type=int, default=32, help="smaller images for longer runs on a slow machine")
     parser.add_argument("--steps", type=int, default=390)
+    parser.add_argument("--rate", type=float, default=0.02, help="largest learning rate of the cycle")
     parser.add_argument("--every", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     target: Path = arguments.target
-    setting = [arguments.steps, arguments.every, arguments.pixels]
-    results = runner.read(
-        target,
-        "python benchmarks/distortion.py --models ../shared/models --data ../shared/data/cifar10-jpeg "
-        f"--steps {arguments.steps} --every {arguments.every} --pixels {arguments.pixels} --target {target.name}",
-    )
+    setting = [arguments.steps, arguments.every, arguments.pixels, arguments.rate]
+    command = "python benchmarks/distortion.py --models ../shared/models --data ../shared/data/cifar10-jpeg"
+    for option in ("steps", "every", "pixels", "rate"):
+        command += f" --{option} {getattr(arguments, option)}"
+    results = runner.read(target, f"{command} --target {target.name}")
     if results["cells"] and results["setting"] != setting:
-        sys.exit(f"{target} holds runs of other steps, S_D and pixels ({results['setting']}): go on so, or move it away")
+        sys.exit(f"{target} holds runs of other steps, S_D, pixels and rate ({results['setting']}): go on so, or move it away")
     results["setting"] = setting
     first = "the checkpoint, after two epochs on such images" if arguments.pixels < 32 else "the checkpoint"
     results["words"] = (
         f"CIFAR-10 (JPEG copy) at {arguments.pixels} pixels, {arguments.steps} steps of 128 images "
-        f"({arguments.steps / 390:.1f} epochs; ResNet-20 six times as many) from {first}, SGD one cycle to 0.02, "
+        f"({arguments.steps / 390:.1f} epochs; ResNet-20 six times as many) from {first}, SGD one cycle to {arguments.rate:g}, "
         f"S_D = {arguments.every}. Top-1 on 10,000 test images +- standard error; differences from the control are paired. "
         "One seed unless said otherwise. A dash: not run."
     )
