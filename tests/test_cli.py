@@ -124,7 +124,7 @@ def test_bad_input_is_one_sentence(files, tmp_path, capsys, more, code, match):
     assert cli.main(command) == code
     captured = capsys.readouterr()
     *stages, sentence = captured.err.splitlines()
-    assert match in sentence and sentence.startswith("spectrim: ") and all(stage.endswith(" done") for stage in stages)
+    assert match in sentence and sentence.startswith("spectrim: ") and all(stage.endswith((" done", " %")) for stage in stages)
     assert list(tmp_path.iterdir()) == []
 
 
