@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from spectrim.data import Batches, Form, is_callable_spec, open_callable, open_images, to_input
+from spectrim.data import Batches, Form, Images, Shuffled, is_callable_spec, open_callable, open_images, to_input
 from spectrim.zoo import import_callable, load_weights, make_model
 
 RGB = np.random.default_rng(0).integers(0, 255, (6, 8, 8, 3), dtype=np.uint8)
@@ -148,3 +148,17 @@ def test_models_and_weights(tmp_path):
     ]:
         with pytest.raises(ValueError, match=match):
             load_weights(model, str(tmp_path / name))
+
+
+def test_shuffled_batches_hold_every_image_once_and_change_their_order():
+    images = Images(lambda index: np.full((4, 4), index, np.uint8), list(range(10)))
+    batches = Shuffled(images, Form(1, (4, 4), (0.0,), (1.0,)), size=5)
+    orders = []
+    for epoch in range(2):
+        batches.set_epoch(epoch)
+        found = list(batches)
+        assert len(found) == len(batches) == 2
+        for inputs, labels in found:
+            assert torch.equal((inputs[:, 0, 0, 0] * 255).round().long(), labels)
+        orders.append(torch.cat([labels for _, labels in found]).tolist())
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(10)) and orders[0] != orders[1]

@@ -76,7 +76,8 @@ def train(
     source
         The network and the images.
     out_dir
-        Folder to write; it must be new or empty. dense.safetensors in it is the trained network before the decomposition.
+        Folder to write; it must be new or empty. dense.safetensors in it is the trained network in its old
+        structure, its planned kernels at low rank.
     keep
         Fraction that may remain, such as 0.3; a rank selection makes the plan.
     metric
@@ -174,15 +175,18 @@ class _Session:
             curves.append(loss_along(self.given, plan, batches=looked, label="before training"))
         history = fit(self.network, data, recipe=recipe, teacher=self.given, twist=distortion)
         small = self.network.eval()
-        test = Accuracy(self.sources.test)
         trained: dict[str, Any] = {"recipe": recipe.words(), **dataclasses.asdict(history)}
         if distortion is not None:
             plan = distortion.plan
-            curves.append(loss_along(self.network, plan, batches=looked, label="after training"))
+            after = loss_along(self.network, plan, batches=looked, label="after training")
+            curves.append(after)
             trained["schedule"] = dataclasses.asdict(schedule)
-            trained["accuracy"] = {"on the test images before the last distortion": test(self.network)}
+            trained["accuracy"] = {
+                f"on {after.examples:,} selection images before the last distortion": after.accuracy[0],
+                f"on {after.examples:,} selection images after it": after.accuracy[-1],
+            }
             small = distortion.finish().eval()
-        score = Scorer(test, self.given).score(small)
+        score = Scorer(Accuracy(self.sources.test), self.given).score(small)
         return Result(small, plan, self._report(plan, small, score, trained, tuple(curves)))
 
     def _report(self, plan: Plan, small: nn.Module, score: Score, trained: dict[str, Any], curves: tuple[Curve, ...]) -> Report:
