@@ -54,11 +54,15 @@ class Bench:
         score = self.scorer.score(small)
         return {"before": score.before, "drop": score.drop, "standard error": score.standard_error}
 
-    def keep(self, config: str, fraction: float) -> dict[str, Any]:
-        """One budget."""
+    def study(self, config: str) -> Study:
+        """Return statistics and menu, which the budgets share."""
         if config not in self.studies:
             self.studies = {config: Study(self.model, self.calibration[:1], self.calibration, SEARCHES[config])}
-        study = self.studies[config]
+        return self.studies[config]
+
+    def keep(self, config: str, fraction: float) -> dict[str, Any]:
+        """One budget."""
+        study = self.study(config)
         plan, small = study.shrink(st.Keep(fraction, "params"))
         kept = plan.cost.params / plan.original.params, plan.cost.macs / plan.original.macs
         return {**self.scores(small), "params kept": kept[0], "MACs kept": kept[1], "seconds": dict(study.seconds)}
@@ -66,18 +70,19 @@ class Bench:
     def max_drop(self, metric: Any) -> dict[str, Any]:
         """Return the most that 1.5 points on held-out images allow."""
         start = time.perf_counter()
-        result = st.compress(
-            self.model,
-            self.calibration[:1],
-            budget=st.MaxDrop(1.5, metric),
-            calibration=self.calibration,
-            evaluate=st.Accuracy(self.held),
-        )
+        study = self.study("menu")
+        study.probes.clear()
+        result = study.most_compressed(st.MaxDrop(1.5, metric), Scorer(st.Accuracy(self.held), self.model))
         chosen = result.report.selection
         assert chosen is not None
         kept = result.report.kept
         row = {"params kept": kept[0], "MACs kept": kept[1], "held-out drop": chosen.drop}
-        return {**self.scores(result.model), **row, "seconds": {"all": time.perf_counter() - start}}
+        return {
+            **self.scores(result.model),
+            **row,
+            "seconds": {"all": time.perf_counter() - start},
+            "budgets tried": len(result.report.probes),
+        }
 
 
 def jobs() -> dict[str, Callable[[Bench], dict[str, Any]]]:

@@ -121,6 +121,13 @@ def test_positions_are_sampled_in_bounded_number(monkeypatch):
     assert first.count == 100 and torch.equal(first.covariance, again.covariance)
 
 
+@pytest.mark.parametrize("size", [1, 5, 6, 7, 64])
+def test_gram_matrices_by_blocks(monkeypatch, size):
+    monkeypatch.setattr(module_under_test, "BLOCKED", 1)
+    x = torch.randn(3, 11, size, dtype=torch.float64)
+    torch.testing.assert_close(module_under_test.gram(x), torch.einsum("gmi,gmj->gij", x, x))
+
+
 def test_groups_that_see_nothing_do_no_harm():
     """Dead channels: every method still fits, and the network's answer is kept."""
     network = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1, groups=4), nn.ReLU(), nn.Conv2d(8, 6, 3, padding=1)).double()

@@ -66,7 +66,8 @@ class Regression(Site):
         damped = c + ridge * torch.eye(seen).to(weight)
         in_inputs = self.moments.covariance is not None
         start = flat if in_inputs else torch.eye(seen).to(weight).expand_as(c)
-        best = start + torch.linalg.solve(damped, (k - start @ c).mT).mT  # W*, or the map from the dense response
+        missing = (k - start @ c).mT
+        best = start + torch.cholesky_solve(missing, torch.linalg.cholesky(damped)).mT  # W*, or the map from the dense response
         response = best @ damped @ best.mT
         norm = replace(self.moments, response=(response + response.mT) / 2, response_mean=wanted)
         if in_inputs:

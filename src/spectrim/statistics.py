@@ -27,6 +27,7 @@ from spectrim.layer import Example, Layer, call, evaluation_mode, tensors_of
 
 POSITIONS = 65536  # sampled positions per layer for input covariances
 LARGEST = 4608  # largest lowered input (512 channels, 3 x 3) whose covariance is kept
+BLOCKED = 1024  # lowered inputs from which on a Gram matrix is computed by blocks
 SHRINK = 0.2  # share of the mean diagonal in G
 
 
@@ -119,7 +120,7 @@ class Covariance:
         """Add observations x (g, M, d) and y (g, M, e)."""
         self.count += x.shape[1]
         self.total = _plus(self.total, x.sum(1, keepdim=True, dtype=torch.float64))
-        self.squares = _plus(self.squares, x.mT @ x)
+        self.squares = _plus(self.squares, gram(x))
         if y is not None:
             self.other_total = _plus(self.other_total, y.sum(1, keepdim=True, dtype=torch.float64))
             self.products = _plus(self.products, y.mT @ x)
@@ -148,6 +149,21 @@ class Covariance:
         """Covariance of y with x, (g, e, d)."""
         assert self.products is not None and self.total is not None and self.other_total is not None
         return (self.products - self.other_total.mT @ self.total / self.count) / self.count
+
+
+def gram(x: Tensor) -> Tensor:
+    """Return x^T x of observations (g, M, d), (g, d, d); of a large one only blocks on and above the diagonal are computed."""
+    if x.shape[2] < BLOCKED:
+        return x.mT @ x
+    result = x.new_empty(len(x), x.shape[2], x.shape[2])
+    size = -(-x.shape[2] // 6)
+    starts = range(0, x.shape[2], size)
+    for i in starts:
+        for j in starts[i // size :]:
+            block = x[:, :, i : i + size].mT @ x[:, :, j : j + size]
+            result[:, i : i + size, j : j + size] = block
+            result[:, j : j + size, i : i + size] = block.mT
+    return result
 
 
 def _plus(total: Tensor | None, term: Tensor) -> Tensor:

@@ -45,7 +45,8 @@ def _library(kind: str, name: str) -> nn.Module:
         if kind == "torchvision":
             from torchvision.models import get_model
 
-            return get_model(name, weights=None)  # type: ignore[no-any-return]
+            model: nn.Module = get_model(name, weights=None)
+            return model
         from timm import create_model
 
         return create_model(name, pretrained=False)  # type: ignore[no-any-return]

@@ -12,7 +12,7 @@ Without moments the currency is the squared error of the weight, relative to the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -246,14 +246,13 @@ def merged_losses(method: Factorization, weight: Tensor, ranks: Sequence[Rank], 
     return [harm(weight, method.merge(method.factors(weight, rank, moments)), moments) for rank in ranks]
 
 
-def regressed_losses(method: Factorization, weight: Tensor, ranks: Sequence[Rank], moments: Moments | None) -> list[float]:
-    """Return the harm of each rank where the last factor is the regression, so that M C M^T = M C W^T for the product M."""
+def regressed_losses(weight: Tensor, kernels: Iterable[Tensor], moments: Moments | None) -> list[float]:
+    """Return the harm of merged kernels M whose last factor is the regression, so that M C M^T = M C W^T."""
     if moments is None or moments.covariance is None:
-        return merged_losses(method, weight, ranks, moments)
+        return [harm(weight, kernel, moments) for kernel in kernels]
     flat = weight.flatten(2)
     seen = moments.gradient @ flat @ moments.covariance  # G W C, once for all ranks
-    products = (method.merge(method.factors(weight, rank, moments)).flatten(2) for rank in ranks)
-    return [max(0.0, 0.5 * float(((flat - product) * seen).sum())) for product in products]
+    return [max(0.0, 0.5 * float(((flat - kernel.flatten(2)) * seen).sum())) for kernel in kernels]
 
 
 def regress_last(weight: Tensor, projection: Tensor, moments: Moments | None) -> Tensor:

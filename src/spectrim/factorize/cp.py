@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -26,6 +26,7 @@ from spectrim.factorize._nested import left_vectors
 from spectrim.layer import Layer
 
 SWEEPS = 60  # of alternating least squares
+WIDTH = 2  # dimensions of each mode in which they work, in units of the rank
 STEP = 1.32  # ratio of neighbouring ranks on the menu
 WORK = 200_000_000  # multiply-adds of half a sweep: rank times the weight's elements
 
@@ -89,24 +90,32 @@ class CP(Factorization):
 
     def factors(self, weight: Tensor, rank: Rank, moments: Moments | None = None) -> tuple[Tensor, ...]:
         """Return (g, r, S, ones), (g * r, 1, 1, its axes) for each depthwise part, (g, T, r, ones)."""
-        assert isinstance(rank, int)
+        return next(self._fitted(weight, [rank], moments))
+
+    def _fitted(self, weight: Tensor, ranks: Sequence[Rank], moments: Moments | None) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the factors of each rank; what the ranks share is computed once."""
         g, t, s = weight.shape[:3]
         kernel = weight.shape[3:]
-        tensor = weight.reshape(g, t, s, *self._sizes(kernel))
-        exact = rank >= math.prod(tensor.shape[1:]) // max(tensor.shape[1:])
-        root, scale, inverse = channel_roots(weight, None if exact else moments)
-        weighted = torch.einsum("gut,gtsk,gsv->guvk", root, weight.flatten(3), scale).reshape(tensor.shape)
-        groups = [_alternate(weighted[index], rank) for index in range(g)]
-        modes = [torch.stack(mode) for mode in zip(*groups, strict=True)]  # (g, size, r) for T, S, kernel
-        modes[1] = inverse @ modes[1]
-        if not exact:
-            modes[0] = regress_last(weight.flatten(2), _products(modes[1:]), moments)
+        sizes = (t, s, *self._sizes(kernel))
+        root, scale, inverse = channel_roots(weight, moments)
+        weighted = torch.einsum("gut,gtsk,gsv->guvk", root, weight.flatten(3), scale).reshape(g, *sizes)
+        spaces = [[left_vectors(tensor.movedim(mode, 0).flatten(1)) for mode in range(len(sizes))] for tensor in weighted]
         ones = (1,) * len(kernel)
-        middle = []
-        for mode, axes in zip(modes[2:], self._axes(kernel), strict=True):
-            shape = [size if axis in axes else 1 for axis, size in enumerate(kernel)]
-            middle.append(mode.mT.reshape(g * rank, 1, 1, *shape))
-        return modes[1].mT.reshape(g, rank, s, *ones), *middle, modes[0].reshape(g, t, rank, *ones)
+        for rank in ranks:
+            assert isinstance(rank, int)
+            if rank >= math.prod(sizes) // max(sizes):
+                groups = [_units(tensor, rank) for tensor in weight.reshape(g, *sizes)]
+                modes = [torch.stack(mode) for mode in zip(*groups, strict=True)]
+            else:
+                groups = [_alternate(tensor, rank, left) for tensor, left in zip(weighted, spaces, strict=True)]
+                modes = [torch.stack(mode) for mode in zip(*groups, strict=True)]  # (g, size, r) for T, S, kernel
+                modes[1] = inverse @ modes[1]
+                modes[0] = regress_last(weight.flatten(2), _products(modes[1:]), moments)
+            middle = []
+            for mode, axes in zip(modes[2:], self._axes(kernel), strict=True):
+                shape = [size if axis in axes else 1 for axis, size in enumerate(kernel)]
+                middle.append(mode.mT.reshape(g * rank, 1, 1, *shape))
+            yield modes[1].mT.reshape(g, rank, s, *ones), *middle, modes[0].reshape(g, t, rank, *ones)
 
     def merge(self, factors: Sequence[Tensor]) -> Tensor:
         """Return the sum of the separable kernels."""
@@ -118,7 +127,7 @@ class CP(Factorization):
 
     def losses(self, weight: Tensor, ranks: Sequence[Rank], moments: Moments | None = None) -> list[float]:
         """Return the harm of each rank's own fit."""
-        return regressed_losses(self, weight, ranks, moments)
+        return regressed_losses(weight, map(self.merge, self._fitted(weight, ranks, moments)), moments)
 
     def _axes(self, kernel: Sequence[int]) -> list[Sequence[int]]:
         """Return the axes of each depthwise part."""
@@ -138,38 +147,47 @@ def _products(modes: Sequence[Tensor]) -> Tensor:
     return result
 
 
-def _alternate(tensor: Tensor, rank: int) -> list[Tensor]:
-    """Return CP factors (size, r) of a tensor, one a mode: exact at the bound, else alternating least squares."""
-    sizes = tensor.shape
-    largest = max(range(len(sizes)), key=lambda mode: sizes[mode])
-    bound = math.prod(sizes) // sizes[largest]
-    if rank >= bound:
-        return _units(tensor, largest, rank)
-    modes = _start(tensor, rank)
+def _alternate(tensor: Tensor, rank: int, spaces: Sequence[Tensor]) -> list[Tensor]:
+    """Return CP factors (size, r) of a tensor, one a mode, by alternating least squares.
+
+    Large tensors are first compressed to the leading `WIDTH` * r singular vectors of each unfolding (CANDELINC).
+
+    Args:
+        tensor: (T, S, kernel modes).
+        rank: Below the bound from which on a decomposition is trivially exact.
+        spaces: Left singular vectors (size, at most size) of every unfolding.
+    """
+    modes = _start(spaces, rank)
+    bases = [space[:, : WIDTH * rank] if WIDTH * rank < len(space) else None for space in spaces]
+    for mode, basis in enumerate(bases):
+        if basis is not None:
+            tensor = torch.tensordot(tensor, basis, ([mode], [0])).movedim(-1, mode)
+            modes[mode] = basis.T @ modes[mode]
+    flat, sizes = tensor.reshape(len(tensor), -1), tensor.shape
     eye = torch.eye(rank).to(tensor)
+    grams = [mode.T @ mode for mode in modes]
     for _ in range(SWEEPS):
-        grams = [mode.T @ mode for mode in modes]
         rest = _products([mode[None] for mode in modes[1:]])[0]  # (S * kernel, r)
-        modes[0] = _solved(tensor.flatten(1) @ rest, grams, 0, eye)
+        modes[0] = _solved(flat @ rest, grams, 0, eye)
         grams[0] = modes[0].T @ modes[0]
-        seen = torch.einsum("ti,tr->ir", tensor.flatten(1), modes[0]).unflatten(0, sizes[1:])  # (S, k1, ..., r)
+        seen = (flat.T @ modes[0]).unflatten(0, sizes[1:])  # (S, k1, ..., r)
         for mode in range(1, len(sizes)):
             modes[mode] = _solved(_inner(seen, modes, mode), grams, mode, eye)
             if mode < len(sizes) - 1:
                 length = modes[mode].norm(dim=0).clamp_min(torch.finfo(tensor.dtype).tiny)
                 modes[mode] = modes[mode] / length
             grams[mode] = modes[mode].T @ modes[mode]
-    return modes
+    return [mode if basis is None else basis @ mode for mode, basis in zip(modes, bases, strict=True)]
 
 
-def _start(tensor: Tensor, rank: int) -> list[Tensor]:
+def _start(spaces: Sequence[Tensor], rank: int) -> list[Tensor]:
     """Return the leading singular vectors of every unfolding, and random columns after them."""
     generator = torch.Generator().manual_seed(0)
     modes = []
-    for mode, size in enumerate(tensor.shape):
-        left = left_vectors(tensor.movedim(mode, 0).flatten(1))[:, :rank]
-        extra = torch.randn(size, max(rank - left.shape[1], 0), generator=generator).to(tensor)
-        modes.append(torch.cat([left, extra / math.sqrt(size)], 1))
+    for space in spaces:
+        left = space[:, :rank]
+        extra = torch.randn(len(space), max(rank - left.shape[1], 0), generator=generator).to(space)
+        modes.append(torch.cat([left, extra / math.sqrt(len(space))], 1))
     return modes
 
 
@@ -190,8 +208,9 @@ def _inner(seen: Tensor, modes: Sequence[Tensor], mode: int) -> Tensor:
     return seen.reshape(-1, seen.shape[-1])
 
 
-def _units(tensor: Tensor, largest: int, rank: int) -> list[Tensor]:
+def _units(tensor: Tensor, rank: int) -> list[Tensor]:
     """Return the trivial exact decomposition: one unit tensor for each fibre along the largest mode."""
+    largest = max(range(tensor.ndim), key=lambda mode: tensor.shape[mode])
     fibres = tensor.movedim(largest, 0).flatten(1)  # (largest, bound)
     rest = [size for mode, size in enumerate(tensor.shape) if mode != largest]
     index = torch.cartesian_prod(*[torch.arange(size) for size in rest]).reshape(-1, len(rest))
