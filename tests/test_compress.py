@@ -7,6 +7,7 @@ from torch import nn
 
 import spectrim as st
 from nets import Odd, Residual, settle
+from spectrim.maxdrop import Bracket
 from spectrim.surgery import apply
 
 
@@ -63,6 +64,42 @@ def test_max_drop_returns_what_it_evaluated(case):
         assert not broken or max(broken) < 1.03 * result.report.kept[0]
     plain = st.compress(model, x[:1], budget=st.MaxDrop(30, "macs"), calibration=[x], evaluate=lambda m: float(evaluate(m)))
     assert plain.report.selection.standard_error is None
+
+
+@pytest.mark.parametrize("power", [0.6, 1.0, 2.0])
+@pytest.mark.parametrize("scale", [4.0, 40.0, 400.0])
+def test_a_bracket_closes_in_few_tries(power, scale):
+    """The drop is a power of the predicted harm, the harm a power of the budget, plus what 5,000 images can resolve."""
+    bracket = Bracket(0.01, 1.5, nats=True)
+
+    def harm(keep):
+        return 0.001 * keep**-2.5 - 0.001
+
+    def drop(keep):
+        return round(scale * harm(keep) ** power, 2)
+
+    held = []
+    while (keep := bracket.next(harm)) is not None:
+        if bracket.add(keep, keep, harm(keep), drop(keep)):
+            held.append(keep)
+    assert bracket.tries <= 7
+    best = min((k / 1000 for k in range(10, 1001) if drop(k / 1000) <= 1.5), default=None)
+    assert held[-1] <= 1.05 * best
+
+
+def test_a_bracket_does_not_trust_predictions():
+    """A drop that has nothing to do with the predicted harm: a cliff; then one that no budget holds."""
+    for cliff in (0.02, 0.37, 0.9):
+        bracket = Bracket(0.01, 1.5, nats=True)
+        held = []
+        while (keep := bracket.next(lambda keep: 1 / keep)) is not None:
+            if bracket.add(keep, keep, 1 / keep, 0.0 if keep > cliff else 60.0):
+                held.append(keep)
+        assert cliff < held[-1] < 1.03 * cliff and bracket.tries < 25
+    bracket = Bracket(0.5, 1.5, nats=False)
+    while (keep := bracket.next(lambda keep: 1 / keep)) is not None:
+        assert not bracket.add(keep, keep, 1 / keep, 40.0)
+    assert bracket.low > 0.97
 
 
 def test_max_drop_that_cannot_be_met(case):

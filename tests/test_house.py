@@ -17,7 +17,7 @@ LEVELS = [  # imports go down or stay level, never up
     {"data", "zoo"},
     {"compress", "inspection", "train"},
     {"result", "cache", "calibration", "config"},
-    {"accuracy", "probe"},
+    {"accuracy", "probe", "maxdrop"},
     {"refit", "score", "search"},
     {"report", "page", "latency", "twin"},
     {"surgery", "statistics"},

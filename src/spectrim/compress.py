@@ -1,13 +1,12 @@
 """compress(): the whole story, on one screen.
 
 layers -> statistics -> menu -> rank selection -> factorized copy, refitted -> evaluate -> report; and for MaxDrop a
-bisection over budgets that uses statistics and menu again and evaluates every network it tries.
+search over budgets that uses statistics and menu again and evaluates every network it tries.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from spectrim.cost import Budget, BudgetError, Keep, MaxDrop, Metric
 from spectrim.harm import Harm, is_logits, output_harm
 from spectrim.latency import measure
 from spectrim.layer import Example, Survey, batch_size, call, evaluation_mode, survey, tensors_of
+from spectrim.maxdrop import RESOLUTION, Bracket
 from spectrim.plan import Plan
 from spectrim.probe import NetworkProbe, account, count
 from spectrim.refit import Refitted, reestimate_batchnorm, refit
@@ -36,7 +36,6 @@ from spectrim.search import Menu
 from spectrim.statistics import statistics
 from spectrim.surgery import apply, cost, duplicate, skeleton
 
-RESOLUTION = 1.02  # MaxDrop stops when the budgets that hold and break the bound are this close, as a ratio
 HARM_IMAGES = 512  # calibration images on which the outputs of the two networks are compared
 MEMORY = 1 << 30  # bytes of images that a rank selection may have beyond the calibration's
 
@@ -256,28 +255,26 @@ class Study:
             self.passes[kind] = self.passes.get(kind, 0.0) + number
 
     def most_compressed(self, budget: MaxDrop, scorer: Scorer) -> Result:
-        """Bisect over kept fractions by predictions; every network that could be returned has been evaluated."""
-        total = self.original.of(budget.metric)
-        low, high, best = self._least(budget.metric), 1.0, None
-        drops = {high: 0.0}
-        while high / low > RESOLUTION:
-            keep = _between(low, high, drops, budget.points, len(self.probes))
-            plan, small, score = self._try(self.select(Keep(keep, budget.metric), measure=False), budget.metric, scorer)
-            kept = plan.cost.of(budget.metric) / total
-            if score.drop <= budget.points + 1e-9:
-                high, best = min(keep, kept), (plan, small, score)
-                drops[high] = score.drop
-            else:
-                low = keep
-                drops[low] = score.drop
+        """Search over kept fractions, see `Bracket`; every network that could be returned has been evaluated."""
+        total, best = self.original.of(budget.metric), None
+        bracket = Bracket(self._least(budget.metric), budget.points, nats=self.moments is not None and self.config.gradient)
+
+        def predicted(keep: float) -> float:
+            return self.select(Keep(keep, budget.metric), measure=False).harm
+
+        while (keep := bracket.next(predicted)) is not None:
+            tried = self._try(self.select(Keep(keep, budget.metric), measure=False), budget.metric, scorer)
+            plan, _, score = tried
+            if bracket.add(keep, plan.cost.of(budget.metric) / total, plan.harm, score.drop):
+                best = tried
         if best is None:
-            kept, drop = self.probes[-1] if self.probes else (high, 0.0)
+            kept, drop = self.probes[-1] if self.probes else (1.0, 0.0)
             raise BudgetError(
                 f"{budget_text(budget)} cannot be met: keeping {100 * kept:.1f} % of the {budget.metric} already loses "
                 f"{drop:.2f} points; allow more points, or give more calibration images"
             )
         if self.probe() is not None:  # what predictions alone just missed, measured choices may reach
-            missed = Keep(low, budget.metric)
+            missed = Keep(max(bracket.low, bracket.high / RESOLUTION), budget.metric)
             plan = self.select(missed)
             if plan != self.select(missed, measure=False):
                 tried = self._try(plan, budget.metric, scorer)
@@ -290,7 +287,7 @@ class Study:
         with self.stage("evaluate"):
             score = scorer.score(small)
         self.probes.append((plan.cost.of(metric) / self.original.of(metric), score.drop))
-        self.tell("budgets tried", min(0.99, len(self.probes) / 9))
+        self.tell("budgets tried", min(0.99, len(self.probes) / 6))
         return plan, small, score
 
     def _least(self, metric: Any) -> float:
@@ -352,16 +349,6 @@ class Study:
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
         self.tell(name, 1.0)
-
-
-def _between(low: float, high: float, drops: dict[float, float], points: float, tried: int) -> float:
-    """Return the kept fraction to try next: where a drop exponential in its logarithm would meet the bound, or the middle."""
-    share = 0.5
-    if low in drops and tried % 3 != 2:  # now and then the middle, so that the bracket surely shrinks
-        least = 0.02  # points; below it a drop is noise
-        start, end, target = (math.log(max(value, least)) for value in (drops[high], drops[low], points))
-        share = min(0.9, max(0.1, (target - start) / max(end - start, 1e-9)))
-    return float(high * (low / high) ** share)
 
 
 def _identity(harm: Harm) -> str:

@@ -46,10 +46,11 @@ def _library(kind: str, name: str) -> nn.Module:
             from torchvision.models import get_model
 
             model: nn.Module = get_model(name, weights=None)
-            return model
-        from timm import create_model
+        else:
+            from timm import create_model
 
-        return create_model(name, pretrained=False)  # type: ignore[no-any-return]
+            model = create_model(name, pretrained=False)
+        return model
     except ImportError as error:
         raise ValueError(f"{kind} cannot be imported ({error}); install it with: pip install 'spectrim[zoo]'") from error
     except (ValueError, RuntimeError, KeyError) as error:
