@@ -12,6 +12,7 @@ from the same checkpoint and see the same batches (CIFAR-10, JPEG copy); every n
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import functools
 import math
@@ -137,7 +138,7 @@ class Bench:
         return self.score(model)
 
     def keep(self, name: str, model: nn.Module) -> None:
-        """Keep a trained dense network, for the cells that cut it."""
+        """Keep a trained dense network, for the cells that look at it again."""
         self.arguments.state.mkdir(parents=True, exist_ok=True)
         torch.save(model.state_dict(), self.arguments.state / f"{name}.dense.pt")
 
@@ -151,10 +152,10 @@ class Bench:
         """Train one way to one plan."""
         model, control = self.network(), f"control {seed}"
         if way == "distortion":
-            twist = st.Distortion(model, plan, every=self.arguments.every)
+            twist = Watched(model, plan, every=self.arguments.every)
             history = self.fit(model, name, seed, twist=twist)
             small = twist.finish()
-            self.keep(name, model)
+            self.keep(name, twist.before)
         elif way == "decomposed":
             small = st.apply(plan, model)
             history = self.fit(small, name, seed)
@@ -258,6 +259,18 @@ class Bench:
         else:
             history = self.fit(small, way, times=6, recipe=taught, teacher=self.network("resnet20").eval())
         return self.result(small, plan, history, control)
+
+
+class Watched(st.Distortion):
+    """Remembers the network as it was before the last distortion."""
+
+    before: nn.Module
+
+    def step(self) -> bool:
+        """Copy it if a distortion is due."""
+        if self.steps + 1 >= self.due:
+            self.before = copy.deepcopy(self.model)
+        return super().step()
 
 
 @dataclasses.dataclass(frozen=True)

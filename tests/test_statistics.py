@@ -128,6 +128,22 @@ def test_gram_matrices_by_blocks(monkeypatch, size):
     torch.testing.assert_close(module_under_test.gram(x), torch.einsum("gmi,gmj->gij", x, x))
 
 
+def test_covariances_of_inputs_that_hardly_vary():
+    """A mean ten thousand times the spread, in single precision, over several batches."""
+    random = torch.Generator().manual_seed(0)
+    x = 300 + 0.03 * torch.randn(1, 4000, 6, generator=random)
+    y = x[:, :, :2] - 500 + 0.01 * torch.randn(1, 4000, 2, generator=random)
+    found = module_under_test.Covariance()
+    for part in range(0, 4000, 1000):
+        found.add(x[:, part : part + 1000], y[:, part : part + 1000])
+    x, y = x.double(), y.double()
+    torch.testing.assert_close(found.mean, x.mean(1))
+    torch.testing.assert_close(found.other_mean, y.mean(1))
+    a, b = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
+    torch.testing.assert_close(found.covariance, a.mT @ a / 4000, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(found.cross, b.mT @ a / 4000, rtol=1e-4, atol=1e-7)
+
+
 def test_groups_that_see_nothing_do_no_harm():
     """Dead channels: every method still fits, and the network's answer is kept."""
     network = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1, groups=4), nn.ReLU(), nn.Conv2d(8, 6, 3, padding=1)).double()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from spectrim.factorize import Moments
+from spectrim.factorize._base import ridge
 from spectrim.layer import Example, call, evaluation_mode, tensors_of
 from spectrim.plan import Option, Plan
 from spectrim.statistics import Covariance, Sampler, lowered
@@ -62,12 +63,10 @@ class Regression(Site):
         mean, wanted = self.sums.mean.to(weight), self.sums.other_mean.to(weight)
         self.sums = Covariance()
         flat, seen = weight.flatten(2), c.shape[1]
-        ridge = (RIDGE * c.diagonal(dim1=1, dim2=2).mean(1)).clamp_min(1e-30)[:, None, None]
-        damped = c + ridge * torch.eye(seen).to(weight)
+        damped = c + ridge(c, RIDGE) * torch.eye(seen).to(weight)
         in_inputs = self.moments.covariance is not None
         start = flat if in_inputs else torch.eye(seen).to(weight).expand_as(c)
-        missing = (k - start @ c).mT
-        best = start + torch.cholesky_solve(missing, torch.linalg.cholesky(damped)).mT  # W*, or the map from the dense response
+        best = start + _solved(damped, (k - start @ c).mT).mT  # W*, or the map from the dense response
         response = best @ damped @ best.mT
         norm = replace(self.moments, response=(response + response.mT) / 2, response_mean=wanted)
         if in_inputs:
@@ -91,6 +90,13 @@ class Refitted:
 
     model: nn.Module
     sites: dict[str, Regression]
+
+
+def _solved(matrix: Tensor, right: Tensor) -> Tensor:
+    """Return the inverse of a covariance times something; where rounding has made it indefinite, by LU factors."""
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    solution: Tensor = torch.linalg.solve(matrix, right) if bool(failed.any()) else torch.cholesky_solve(right, factor)
+    return solution
 
 
 def _at(kind: str, y: Tensor, index: tuple[Tensor, ...]) -> Tensor:

@@ -108,28 +108,40 @@ def grouped(layer: Layer, y: Tensor) -> Tensor:
 
 @dataclass
 class Covariance:
-    """Streaming means and cross-moments of x with itself, and of y with x, accumulated in double precision."""
+    """Streaming means and cross-moments of x with itself, and of y with x, accumulated in double precision.
+
+    Observations are taken relative to the first ones' mean, so that products in single precision are exact enough for
+    inputs that hardly vary about a large mean.
+    """
 
     count: int = 0
+    shift: Tensor | None = None
     total: Tensor | None = None
     squares: Tensor | None = None
+    other_shift: Tensor | None = None
     other_total: Tensor | None = None
     products: Tensor | None = None
 
     def add(self, x: Tensor, y: Tensor | None = None) -> None:
         """Add observations x (g, M, d) and y (g, M, e)."""
         self.count += x.shape[1]
+        if self.shift is None:
+            self.shift = x.mean(1, keepdim=True)
+        x = x - self.shift
         self.total = _plus(self.total, x.sum(1, keepdim=True, dtype=torch.float64))
         self.squares = _plus(self.squares, gram(x))
         if y is not None:
+            if self.other_shift is None:
+                self.other_shift = y.mean(1, keepdim=True)
+            y = y - self.other_shift
             self.other_total = _plus(self.other_total, y.sum(1, keepdim=True, dtype=torch.float64))
             self.products = _plus(self.products, y.mT @ x)
 
     @property
     def mean(self) -> Tensor:
         """Mean of x, (g, d)."""
-        assert self.total is not None
-        return self.total[:, 0] / self.count
+        assert self.shift is not None and self.total is not None
+        return self.shift[:, 0].double() + self.total[:, 0] / self.count
 
     @property
     def covariance(self) -> Tensor:
@@ -141,8 +153,8 @@ class Covariance:
     @property
     def other_mean(self) -> Tensor:
         """Mean of y, (g, e)."""
-        assert self.other_total is not None
-        return self.other_total[:, 0] / self.count
+        assert self.other_shift is not None and self.other_total is not None
+        return self.other_shift[:, 0].double() + self.other_total[:, 0] / self.count
 
     @property
     def cross(self) -> Tensor:

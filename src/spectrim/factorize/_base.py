@@ -210,11 +210,16 @@ def symmetric_roots(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return (vectors * root[..., None, :]) @ vectors.mT, (vectors / root[..., None, :]) @ vectors.mT
 
 
-def ridge(covariance: Tensor) -> Tensor:
-    """Return what to add to the diagonal of C (g, n, n) to make it invertible, (g, 1, 1), also for groups that see nothing."""
+def ridge(covariance: Tensor, share: float = RIDGE) -> Tensor:
+    """Return what to add to the diagonal of C (g, n, n) to make it invertible, (g, 1, 1), also for groups that see nothing.
+
+    Args:
+        covariance: C.
+        share: Of the mean diagonal.
+    """
     mean = covariance.diagonal(dim1=1, dim2=2).mean(1)
     largest = mean.max()
-    return RIDGE * mean.clamp_min(float(1e-6 * largest) if largest > 0 else 1.0)[:, None, None]
+    return share * mean.clamp_min(float(1e-6 * largest) if largest > 0 else 1.0)[:, None, None]
 
 
 def channel_roots(weight: Tensor, moments: Moments | None) -> tuple[Tensor, Tensor, Tensor]:
