@@ -246,6 +246,7 @@ class Bench:
         for number in range(TRIES):
             keep = math.sqrt(low * high) if number < TRIES - 1 or best is not None else high
             plan, small = study.shrink(st.Keep(keep, metric))
+            small = copy.deepcopy(small)  # the study may give the same one again
             seconds += self.fit(small, f"{name} | {metric} {number}", round(FINE_TUNING * self.steps), teacher=model)
             drop = self.scorer(name, "held").score(small).drop
             tried[f"{keep:.4f}"] = drop
