@@ -222,7 +222,7 @@ class Bench:
             "macs kept": cost.macs / plan.original.macs,
             "decompositions": dict(methods.most_common()),
             "layers of most harm": {option.layer.name: option.harm for option in hardest},
-            "test images": self.share(10000),
+            "test images": score.examples,
             **self.latency(self.study(name).model, small),
         }
 
