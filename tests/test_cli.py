@@ -9,7 +9,9 @@ from safetensors.torch import save_file
 
 import spectrim
 from spectrim import cli
+from spectrim._inputs import split_data
 from spectrim.demo import demo_images, demo_model
+from spectrim.zoo import make_model
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,25 @@ def test_compress_and_evaluate(files, tmp_path, capsys):
     assert cli.main(["evaluate", str(out)]) == 0
     (files / "moved").rename(files / "w.safetensors")
     assert "top-1" in capsys.readouterr().out
+
+
+def test_images_for_a_rank_selection_that_measures(files, tmp_path, capsys):
+    def count(wanted, held=1.0):
+        spec = f"npz:{files}/calibration.npz"
+        sources = split_data(f"npz:{files}/test.npz", spec, wanted, None, (None, None), held)
+        return [sum(len(x) for x, _ in part) for part in (sources.calibration, sources.selection)]
+
+    assert count((100, 0)) == [100, 600] and count((100, 200)) == [300, 400]
+    assert count((100, 5000)) == [350, 350] and count((700, 5000)) == [700, 700]
+    assert cli.main(arguments(files, tmp_path / "run", "--keep", "0.7", "--search", "Interaction")) == 0
+    assert "it wants 4,608 images beyond the calibration's 256, and found 0" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_model_file_that_imports_its_neighbour(tmp_path, monkeypatch):
+    (tmp_path / "neighbour_of_net.py").write_text("from torch import nn\n\ndef layer():\n    return nn.Conv2d(1, 2, 3)\n")
+    (tmp_path / "some_net.py").write_text("from neighbour_of_net import layer\n\ndef build():\n    return layer()\n")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert make_model(f"{tmp_path}/some_net.py:build").out_channels == 2
 
 
 def test_interrupted_run_is_resumed(files, tmp_path, capsys, monkeypatch):

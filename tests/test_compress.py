@@ -1,4 +1,5 @@
 import copy
+import functools
 import json
 
 import pytest
@@ -7,6 +8,7 @@ from torch import nn
 
 import spectrim as st
 from nets import Odd, Residual, settle
+from spectrim.cache import identity
 from spectrim.maxdrop import Bracket
 from spectrim.surgery import apply
 
@@ -100,6 +102,42 @@ def test_a_bracket_does_not_trust_predictions():
     while (keep := bracket.next(lambda keep: 1 / keep)) is not None:
         assert not bracket.add(keep, keep, 1 / keep, 40.0)
     assert bracket.low > 0.97
+
+
+def test_a_layer_of_zeros(case):
+    model, x, _ = case
+    empty = copy.deepcopy(model)
+    with torch.no_grad():
+        empty.conv1.weight.zero_()
+    for calibration in (None, [x]):
+        result = st.compress(empty, x[:1], budget=st.Keep(0.5), calibration=calibration)
+        assert torch.isfinite(result.model(x)).all()
+
+
+def test_no_plan_is_evaluated_twice(case):
+    model, x, labels = case
+    result = st.compress(
+        model,
+        x[:1],
+        budget=st.MaxDrop(30.0, "params"),
+        calibration=[x],
+        evaluate=st.Accuracy([(x, labels)]),
+        config=st.Config(methods=(st.ChannelSVD(),), multiple_of=2),
+    )
+    kept = [fraction for fraction, _ in result.report.probes]
+    assert len(set(kept)) == len(kept)
+
+
+def test_the_cache_knows_what_a_harm_has_closed_over():
+    def weighted(weight):
+        return lambda a, b: weight * (a - b).square().mean()
+
+    assert identity(weighted(1.0)) == identity(weighted(1.0)) != identity(weighted(2.0))
+    pick = functools.partial(torch.nn.functional.mse_loss, reduction="mean")
+    assert identity(pick) == identity(functools.partial(torch.nn.functional.mse_loss, reduction="mean"))
+    assert identity(pick) != identity(functools.partial(torch.nn.functional.mse_loss, reduction="sum"))
+    assert identity(lambda a, b: a - 1) != identity(lambda a, b: a - 2)
+    assert identity(object()) != identity(object())
 
 
 def test_max_drop_that_cannot_be_met(case):
@@ -306,6 +344,9 @@ def test_bad_input_gets_one_sentence_and_changes_nothing(case, change, error, ma
         ({"exclude": "head"}, TypeError),
         ({"multiple_of": 0}, ValueError),
         ({"images": "many"}, ValueError),
+        ({"search": "Uniform"}, TypeError),
+        ({"search": st.Uniform}, TypeError),
+        ({"methods": st.ChannelSVD()}, TypeError),
     ],
 )
 def test_bad_configurations(options, error):

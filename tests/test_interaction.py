@@ -47,6 +47,42 @@ def test_curvature_and_slope_against_autograd(harm):
     np.testing.assert_allclose(slope(outputs, reference, harm)[0], gradient, atol=1e-6)
 
 
+def test_curvature_of_a_harm_whose_outputs_weigh_differently():
+    """Weights that differ a thousandfold, in two tensors, and a full matrix: Lanczos finds the root of each."""
+    torch.manual_seed(0)
+    weights = torch.tensor([10.0, 1.0, 0.01])
+    mixing = torch.randn(4, 4)
+
+    def harm(outputs, reference):
+        first, second = (a - b for a, b in zip(outputs, reference, strict=True))
+        return ((first.square() * weights).sum(1) + (second @ mixing).square().sum(1)).mean()
+
+    outputs = (torch.randn(2, 3), torch.randn(2, 4))
+    generator = torch.Generator().manual_seed(0)
+    pairs = [curvature_root(outputs, outputs, harm, generator) for _ in range(20000)]
+    first, second = (mean_outer(torch.stack(column)) for column in zip(*pairs, strict=True))
+    for example in range(2):
+        np.testing.assert_allclose(first[example].diagonal(), 2 * weights, rtol=0.06)
+        wanted = 2 * mixing @ mixing.T
+        np.testing.assert_allclose(second[example], wanted, atol=0.06 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lambda a, b: (a - b).abs().mean(), "second derivative"),
+        (lambda a, b: (a - b).square().mean().sqrt(), "second derivative"),
+        (lambda a, b: -(a - b).square().mean(), "second derivative"),
+        (lambda a, b: 1 + (a - b).square().mean(), "must be zero there"),
+        (lambda a, b: (a - b).square().sum(1), r"shape \(16,\)"),
+    ],
+)
+def test_harms_that_cannot_work_are_refused_at_once(harm, words):
+    x = torch.randn(16, 3, 8, 8)
+    with pytest.raises(ValueError, match=words):
+        st.compress(settle(Residual(), x), x[:1], budget=st.Keep(0.6), calibration=[x], config=st.Config(harm=harm))
+
+
 def test_squared_error_is_the_harm_of_outputs_that_are_no_logits():
     torch.manual_seed(0)
     reference = (torch.randn(4, 3, 6, 6), {"boxes": torch.randn(4, 2)})

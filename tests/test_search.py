@@ -84,12 +84,12 @@ def test_frontier_is_what_no_other_option_beats():
 
 def test_budgets():
     assert st.Keep(1.0, "params").fraction == 1
-    for bad in (0, -0.5, 1.2, float("nan")):
+    for bad in (0, -0.5, 1.2, float("nan"), "0.5"):
         with pytest.raises(ValueError, match="allowed is a fraction"):
             st.Keep(bad, "macs")
     with pytest.raises(ValueError, match="allowed are 'params' and 'macs'"):
         st.Keep(0.5, "flops")
-    for bad in (-1, float("inf"), 100):
+    for bad in (-1, float("inf"), 100, "1.5"):
         with pytest.raises(ValueError, match="allowed are points"):
             st.MaxDrop(bad, "macs")
     with pytest.raises(st.BudgetError, match=r"reach \d\.\d+ at least; raise the fraction"):

@@ -61,7 +61,7 @@ class Sources:
 def split_data(
     data: str,
     calibration: str | None,
-    images: int,
+    images: tuple[int, int],
     input_shape: str | None,
     norm: tuple[str | None, str | None],
     held: float = 1.0,
@@ -71,7 +71,8 @@ def split_data(
     Args:
         data: Spec of the test images.
         calibration: Spec of the training images, or None.
-        images: How many are for calibration.
+        images: How many are for calibration, and how many more a rank selection wants to measure on; these come behind the
+            others as far as they leave half of the source.
         input_shape: Shape of a batch as it was typed, or None.
         norm: Mean and standard deviation as they were typed, or None.
         held: Largest share of the calibration source that decisions may keep away from training.
@@ -85,7 +86,9 @@ def split_data(
     defaults = Form(shape[1], (shape[2], shape[3]), (0.5,), (0.5,)) if shape[1] == 1 else Form(shape[1], (shape[2], shape[3]))
     form = Form(shape[1], (shape[2], shape[3]), _numbers(norm[0], defaults.mean), _numbers(norm[1], defaults.std))
     source = test if calibration is None else open_images(calibration, split="train")
-    count = min(images, len(source) if calibration is not None else max(1, len(source) // 2))
+    half = max(1, len(source) // 2)
+    count = min(images[0], len(source) if calibration is not None else half)
+    count = max(count, min(sum(images), half))
     order = np.random.default_rng(0).permutation(len(source)).tolist()  # stored images are often sorted by class
     first, rest = order[:count], order[count:] or order[:count]
     head = Batches(source.part(first), form)

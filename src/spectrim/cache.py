@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+import uuid
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +105,25 @@ def unpack(tensors: dict[str, Tensor]) -> dict[str, Moments]:
 
 def _bytes(tensor: Tensor) -> bytes:
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def identity(value: Any) -> str:
+    """Return what is the same in every process as long as a function does the same: its code and what it has closed over.
+
+    What cannot be told so (an object that shows its address) is never the same twice.
+    """
+    if isinstance(value, functools.partial):
+        return f"partial {identity(value.func)} {[identity(item) for item in value.args]} {_named(value.keywords)}"
+    code = getattr(value, "__code__", None)
+    if code is not None:
+        held = [identity(cell.cell_contents) for cell in value.__closure__ or ()]
+        constants = [item.co_code.hex() if hasattr(item, "co_code") else repr(item) for item in code.co_consts]
+        defaults = [identity(item) for item in value.__defaults__ or ()] + [_named(value.__kwdefaults__ or {})]
+        owner = identity(value.__self__) if hasattr(value, "__self__") else ""
+        return f"{value.__qualname__} {owner} {code.co_code.hex()} {constants} {code.co_names} {held} {defaults}"
+    text = repr(value)
+    return f"{text} {uuid.uuid4()}" if " at 0x" in text else text
+
+
+def _named(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={identity(value)}" for name, value in sorted(values.items()))

@@ -16,11 +16,11 @@ import torch
 from torch import nn
 
 from spectrim.accuracy import Evaluate, Scorer
-from spectrim.cache import Cache, fingerprint, pack, unpack
+from spectrim.cache import Cache, fingerprint, identity, pack, unpack
 from spectrim.calibration import collect
 from spectrim.config import Config
 from spectrim.cost import Budget, BudgetError, Keep, MaxDrop, Metric
-from spectrim.harm import Harm, is_logits, output_harm
+from spectrim.harm import check, is_logits, output_harm
 from spectrim.latency import measure
 from spectrim.layer import Example, Survey, batch_size, call, evaluation_mode, survey, tensors_of
 from spectrim.maxdrop import RESOLUTION, Bracket
@@ -38,6 +38,8 @@ from spectrim.surgery import apply, cost, duplicate, skeleton
 
 HARM_IMAGES = 512  # calibration images on which the outputs of the two networks are compared
 MEMORY = 1 << 30  # bytes of images that a rank selection may have beyond the calibration's
+
+Tried = tuple[Plan, nn.Module, Score]
 
 
 def compress(
@@ -124,10 +126,14 @@ class Study:
         self.survey = Survey(tuple(layer for layer in found.layers if layer.name not in left), found.skipped | left)
         self.harm = config.harm or output_harm
         self.refitted: dict[str, Refitted] = {}  # the last ones
-        words = f"{config.seed} {config.gradient} {config.batch} {config.exclude} {_identity(self.harm)} {torch.__version__}"
+        words = f"{config.seed} {config.gradient} {config.batch} {config.exclude} {identity(self.harm)} {torch.__version__}"
         self.cache = Cache(
             config.cache, fingerprint(self.model, [*self.batches, *self.more], words) if config.cache is not None else ""
         )
+        if self.batches and config.harm is not None and config.gradient:
+            with torch.no_grad(), evaluation_mode(self.model):
+                outputs = call(self.model, self.batches[0])
+            check(self.harm, outputs)
         self.moments = self._statistics() if self.batches else None
         self.menu = self._menu()
         self.menus: dict[tuple[str, Metric], Menu] = {}  # the same menu under the scores of other rank selections
@@ -189,7 +195,7 @@ class Study:
                 self.menus[search.score, budget.metric] = rescored(self.menu, search.score, self.model, budget.metric, data)
                 if search.score in MEASURED:
                     tried = sum(len(row) - 1 for row in self.menus[search.score, budget.metric].options)
-                    self._passed(forward=float(tried) if search.score == "measured" else 1.0)
+                    self._passed(forward=tried + 1.0 if search.score == "measured" else 1.0)
             menu = self.menus.get((search.score, budget.metric), self.menu)
             probe = self.probe() if measure else None
             plan = restored(search.select(menu, budget, probe), self.menu)
@@ -257,16 +263,17 @@ class Study:
     def most_compressed(self, budget: MaxDrop, scorer: Scorer) -> Result:
         """Search over kept fractions, see `Bracket`; every network that could be returned has been evaluated."""
         total, best = self.original.of(budget.metric), None
+        tried: dict[str, Tried] = {}
         bracket = Bracket(self._least(budget.metric), budget.points, nats=self.moments is not None and self.config.gradient)
 
         def predicted(keep: float) -> float:
             return self.select(Keep(keep, budget.metric), measure=False).harm
 
         while (keep := bracket.next(predicted)) is not None:
-            tried = self._try(self.select(Keep(keep, budget.metric), measure=False), budget.metric, scorer)
-            plan, _, score = tried
+            found = self._try(self.select(Keep(keep, budget.metric), measure=False), budget.metric, scorer, tried)
+            plan, _, score = found
             if bracket.add(keep, plan.cost.of(budget.metric) / total, plan.harm, score.drop):
-                best = tried
+                best = found
         if best is None:
             kept, drop = self.probes[-1] if self.probes else (1.0, 0.0)
             raise BudgetError(
@@ -277,17 +284,20 @@ class Study:
             missed = Keep(max(bracket.low, bracket.high / RESOLUTION), budget.metric)
             plan = self.select(missed)
             if plan != self.select(missed, measure=False):
-                tried = self._try(plan, budget.metric, scorer)
-                best = tried if tried[2].drop <= budget.points + 1e-9 else best
+                found = self._try(plan, budget.metric, scorer, tried)
+                best = found if found[2].drop <= budget.points + 1e-9 else best
         return self.result(budget, *best)
 
-    def _try(self, plan: Plan, metric: Metric, scorer: Scorer) -> tuple[Plan, nn.Module, Score]:
-        """Build, evaluate and note."""
+    def _try(self, plan: Plan, metric: Metric, scorer: Scorer, tried: dict[str, Tried]) -> Tried:
+        """Build, evaluate and note; budgets so close that they have the same plan are evaluated once."""
+        if plan.to_json() in tried:
+            return tried[plan.to_json()]
         small = self.build(plan)
         with self.stage("evaluate"):
             score = scorer.score(small)
         self.probes.append((plan.cost.of(metric) / self.original.of(metric), score.drop))
         self.tell("budgets tried", min(0.99, len(self.probes) / 6))
+        tried[plan.to_json()] = plan, small, score
         return plan, small, score
 
     def _least(self, metric: Any) -> float:
@@ -327,9 +337,24 @@ class Study:
             seconds=dict(self.seconds),
             passes=dict(self.passes),
             probes=tuple(self.probes),
-            settings={"config": self.config.words(), "torch": torch.__version__, "calibration images": self.images},
+            settings={
+                "config": self.config.words(),
+                "torch": torch.__version__,
+                "calibration images": self.images,
+                "note": self._note(),
+            },
         )
         return Result(small, plan, report)
+
+    def _note(self) -> str:
+        """Return what the user should know about the rank selection."""
+        search = self.config.search
+        if not search.images or self.probe() is not None:
+            return ""
+        return (
+            f"{search.title} had too little to measure on and chose by predictions alone: it wants {search.images:,} images "
+            f"beyond the calibration's {self.images:,}, and found {count(self.more):,}"
+        )
 
     @property
     def images(self) -> int:
@@ -349,12 +374,6 @@ class Study:
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
         self.tell(name, 1.0)
-
-
-def _identity(harm: Harm) -> str:
-    """Return what is the same in every process as long as the function is: its name and its code, never its address."""
-    code = getattr(harm, "__code__", None)
-    return f"{getattr(harm, '__qualname__', type(harm).__name__)} {'' if code is None else code.co_code.hex()}"
 
 
 def check_weights(model: nn.Module) -> None:

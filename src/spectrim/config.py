@@ -25,8 +25,9 @@ class Config:
         refit: Fit every layer again to the inputs that the compressed prefix gives it.
         batchnorm: Re-estimate BatchNorm statistics on the calibration images at the end.
         gradient: Weigh outputs by the loss gradient; False never goes backward.
-        harm: What a change of the outputs costs, `harm(outputs, reference)`: a differentiable number, the mean over the batch.
-            None is KL divergence for class logits, and squared error relative to the output's mean square for others.
+        harm: What a change of the outputs costs, `harm(outputs, reference)`: a number, the mean over the batch, zero where both
+            are equal, twice differentiable and growing with the square of the difference. None is KL divergence for class
+            logits, and squared error relative to the output's mean square for others.
         images: How many calibration images are read at most; a rank selection that measures reads more of them.
         batch: Images that go through the network at once.
         seed: Of sampled labels and positions.
@@ -50,6 +51,10 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check the values."""
+        if isinstance(self.methods, Factorization):
+            raise TypeError(f"methods is {self.methods!r}; it must be a tuple of decompositions, such as ({self.methods!r},)")
+        if not isinstance(self.search, Search):
+            raise TypeError(f"search is {self.search!r}; it must be a rank selection, such as Knapsack() or Interaction()")
         if not self.methods or not all(isinstance(method, Factorization) for method in self.methods):
             raise TypeError(f"methods is {self.methods!r}; it must hold decompositions, such as (ChannelSVD(), SpatialSVD())")
         if isinstance(self.exclude, str):

@@ -60,8 +60,8 @@ class Keep:
     def __post_init__(self) -> None:
         """Check the values."""
         _check_metric(self.metric)
-        if not 0 < self.fraction <= 1:
-            raise ValueError(f"Keep was given {self.fraction}; allowed is a fraction in (0, 1], such as 0.5 for half")
+        if not isinstance(self.fraction, (int, float)) or not 0 < self.fraction <= 1:
+            raise ValueError(f"Keep was given {self.fraction!r}; allowed is a fraction in (0, 1], such as 0.5 for half")
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ class MaxDrop:
     def __post_init__(self) -> None:
         """Check the values."""
         _check_metric(self.metric)
-        if not (math.isfinite(self.points) and 0 <= self.points < 100):
-            raise ValueError(f"MaxDrop was given {self.points}; allowed are points in [0, 100), such as 1.5")
+        if not (isinstance(self.points, (int, float)) and math.isfinite(self.points) and 0 <= self.points < 100):
+            raise ValueError(f"MaxDrop was given {self.points!r}; allowed are points in [0, 100), such as 1.5")
 
 
 Budget = Keep | MaxDrop

@@ -206,14 +206,16 @@ class Report:
                 f"loss on the way to low rank, {curve.label:16s} {curve.loss[0]:.3f} -> {curve.loss[-1]:.3f} nats "
                 f"(kernels {100 * curve.distance:.1f} % away, {curve.examples:,} images)"
             )
-        joint = "" if self.interactions is None else f", with interactions {self.interactions.predicted:.4f}"
-        measured = "" if self.measured_harm is None else f"; measured after the refit {self.measured_harm:.4f}"
+        joint = "" if self.interactions is None else f", with interactions {self.interactions.predicted:.3g}"
+        measured = "" if self.measured_harm is None else f"; measured after the refit {self.measured_harm:.3g}"
         if self.predicted_harm or measured:
-            lines.append(f"harm, predicted layer by layer {self.predicted_harm:.4f} {self.harm_unit}{joint}{measured}")
+            lines.append(f"harm, predicted layer by layer {self.predicted_harm:.3g} {self.harm_unit}{joint}{measured}")
         if self.interactions is not None and len(self.interactions.layers) > 1:
-            pairs = [f"{first} and {second} {value:+.4f}" for first, second, value in self.interactions.strongest()]
+            pairs = [f"{first} and {second} {value:+.2g}" for first, second, value in self.interactions.strongest()]
             lines.append(f"interactions, strongest  {', '.join(pairs)}")
         lines.append("seconds  " + ", ".join(f"{name} {value:.1f}" for name, value in self.seconds.items()))
+        if self.settings.get("note"):
+            lines.append(f"note  {self.settings['note']}")
         for name, reason in self.skipped.items():
             lines.append(f"left alone  {name}: {reason}")
         return lines

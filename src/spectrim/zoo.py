@@ -73,6 +73,8 @@ def import_callable(spec: str) -> Callable[..., Any]:
             assert description is not None and description.loader is not None
             module = importlib.util.module_from_spec(description)
             sys.modules.setdefault(path.stem, module)
+            if str(path.parent) not in sys.path:  # as `python file.py` would have it
+                sys.path.append(str(path.parent))
             description.loader.exec_module(module)
         else:
             if "" not in sys.path:

@@ -72,9 +72,10 @@ class Source:
             load_weights(network, self.weights, trust_pickle=self.trust_pickle)
         return network.to(device_of(self.device))
 
-    def open(self, images: int, *, held: float = 1.0) -> Sources:
+    def open(self, choice: Choice, *, held: float = 1.0) -> Sources:
         """Return the images by purpose; at most the share `held` of the training images is kept for decisions."""
-        return split_data(self.data, self.calibration, images, self.input_shape, (self.mean, self.std), held)
+        wanted = choice.images, search_of(choice.search).images
+        return split_data(self.data, self.calibration, wanted, self.input_shape, (self.mean, self.std), held)
 
     def words(self, model: str) -> dict[str, Any]:
         """Return what `spectrim evaluate` needs to find everything again."""
@@ -90,7 +91,7 @@ class Choice:
     Attributes:
         methods: Comma-separated decompositions, such as ChannelSVD,SpatialSVD,Tucker2; SpatialSVD and CP stand for both of
             their kinds.
-        search: Rank selection.
+        search: Rank selection: Knapsack, Interaction, Uniform, Energy, VBMF, ALDS, Greedy or Similarity.
         exclude: Name patterns of layers to leave alone.
         multiple_of: Only ranks that are multiples of this.
         images: Calibration images.

@@ -69,7 +69,7 @@ def compress(
         raise ValueError("--finetune-epochs needs labelled training images: give them with --calibration")
     target, partial = begin(out_dir, resume)
     network = source.network(model)
-    sources = source.open(choice.images, held=HELD if finetune_epochs else 1.0)
+    sources = source.open(choice, held=HELD if finetune_epochs else 1.0)
     words = {"source": source, "choice": choice, "keep": keep, "max-drop": max_drop, "metric": metric, "refit": refit}
     words |= {"batchnorm": batchnorm, "finetune-epochs": finetune_epochs, "training": training, "model": model}
     with progress(as_json) as tell, unfinished(partial, resume, words):

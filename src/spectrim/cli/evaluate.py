@@ -41,7 +41,7 @@ def evaluate(
     original = make_model(source["model"]).to(device_of(device))
     small = load(run, original).to(device)
     labelled = data or source["data"]
-    testing = split_data(labelled, labelled, 1, source["input"], (source["mean"], source["std"])).test
+    testing = split_data(labelled, labelled, (1, 0), source["input"], (source["mean"], source["std"])).test
     if images is not None:
         testing = first_examples(testing, images)
     accuracy = Accuracy(testing)

@@ -112,7 +112,7 @@ def train(
         target, partial = begin(out_dir, resume)
         _wait()  # before anything is written there
         network = place.network(model)
-        sources = place.open(choice.images, held=HELD)
+        sources = place.open(choice, held=HELD)
         with progress(as_json or not first) as tell, unfinished(partial, resume, words) if first else contextlib.nullcontext():
             recipe = training.recipe(epochs, source.seed, partial, tell)
             run = _Session(network, sources, choice.config(source.seed, partial, tell), keep, metric)

@@ -194,7 +194,8 @@ def _start(spaces: Sequence[Tensor], rank: int) -> list[Tensor]:
 def _solved(inner: Tensor, grams: Sequence[Tensor], mode: int, eye: Tensor) -> Tensor:
     """Return the least-squares factor of one mode: inner (size, r) times the inverse of the other modes' joint Gram matrix."""
     gram = torch.stack([gram for other, gram in enumerate(grams) if other != mode]).prod(0)
-    solution: Tensor = torch.linalg.solve(gram + 1e-9 * gram.diagonal().mean() * eye, inner.T).T
+    ridge = 1e-9 * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny  # of a layer of zeros nothing is left
+    solution: Tensor = torch.linalg.solve(gram + ridge * eye, inner.T).T
     return solution
 
 

@@ -43,9 +43,19 @@ def single_harms(
 ) -> list[list[float]]:
     """Return the harm of the network in which one layer alone takes one option, for every option but the first of each row.
 
-    One pass over the batches for each option: what a greedy selection pays.
+    One pass over the batches for each option, and one of the original network: what a greedy selection pays.
     """
     small = duplicate(model)
+    with evaluation_mode(model), torch.no_grad():
+        expected = [call(model, batch) for batch in batches]
+    sizes = [len(tensors_of(batch)[0]) for batch in batches]
+
+    def measured() -> float:
+        with evaluation_mode(small), torch.no_grad():
+            pairs = zip(sizes, batches, expected, strict=True)
+            total = sum(size * float(harm(call(small, batch), wanted)) for size, batch, wanted in pairs)
+        return max(0.0, total / max(sum(sizes), 1))
+
     found = []
     for row in rows:
         name = row[0].layer.name
@@ -53,7 +63,7 @@ def single_harms(
         values = []
         for option in row[1:]:
             replace_module(small, name, factorized(option, module, moments[name]))
-            values.append(measured_harm(model, small, batches, harm))
+            values.append(measured())
         replace_module(small, name, module)
         found.append(values)
     return found

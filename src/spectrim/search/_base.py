@@ -33,7 +33,8 @@ class Menu:
             reachable = (least + fixed) / self.original.of(budget.metric)
             raise BudgetError(
                 f"Keep({budget.fraction:g}, {budget.metric!r}) cannot be met: the methods and layers allowed reach "
-                f"{reachable:.4f} at least; raise the fraction, allow more methods or exclude fewer layers"
+                f"{reachable:.4f} at least; raise the fraction, allow more methods, exclude fewer layers or let ranks be "
+                "multiples of a smaller number"
             )
         return limit
 
