@@ -434,8 +434,8 @@ def plot(results: dict[str, Any], target: Path) -> None:
         axis.set_xlim(0, 100)
         axis.set_xlabel(f"fewer {'parameters' if metric == 'params' else 'MACs'}, % (at most 1.5 points)")
         axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.0, 1.15), ncols=3)
-    figure.tight_layout()
+    figure.legend(*axis.get_legend_handles_labels(), frameon=False, fontsize=8, loc="upper center", ncols=3)
+    figure.tight_layout(rect=(0, 0, 1, 0.92))
     figure.savefig(target, metadata={"Date": None})
 
 
