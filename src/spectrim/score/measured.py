@@ -45,40 +45,37 @@ def single_harms(
 
     One pass over the batches for each option, and one of the original network: what a greedy selection pays.
     """
-    small = duplicate(model)
-    with evaluation_mode(model), torch.no_grad():
-        expected = [call(model, batch) for batch in batches]
-    sizes = [len(tensors_of(batch)[0]) for batch in batches]
+    modules, small = _modules(model, rows, moments), duplicate(model)
+    sums = {name: [0.0] * len(found) for name, found in modules.items()}
+    seen = 0
+    with evaluation_mode(model), evaluation_mode(small), torch.no_grad():
+        for batch in batches:
+            expected, size = call(model, batch), len(tensors_of(batch)[0])
+            seen += size
+            for name, found in modules.items():
+                original = small.get_submodule(name)
+                for index, module in enumerate(found):
+                    replace_module(small, name, module.eval())
+                    sums[name][index] += size * float(harm(call(small, batch), expected))
+                replace_module(small, name, original)
+    return [[max(0.0, value / max(seen, 1)) for value in values] for values in sums.values()]
 
-    def measured() -> float:
-        with evaluation_mode(small), torch.no_grad():
-            pairs = zip(sizes, batches, expected, strict=True)
-            total = sum(size * float(harm(call(small, batch), wanted)) for size, batch, wanted in pairs)
-        return max(0.0, total / max(sum(sizes), 1))
 
-    found = []
-    for row in rows:
-        name = row[0].layer.name
-        module = small.get_submodule(name)
-        values = []
-        for option in row[1:]:
-            replace_module(small, name, factorized(option, module, moments[name]))
-            values.append(measured())
-        replace_module(small, name, module)
-        found.append(values)
-    return found
+def _modules(model: nn.Module, rows: Rows, moments: Mapping[str, Moments]) -> dict[str, list[nn.Module]]:
+    """Return what each option but the first of each row would put in its layer's place, by layer."""
+    return {
+        row[0].layer.name: [
+            factorized(option, model.get_submodule(row[0].layer.name), moments[row[0].layer.name]) for option in row[1:]
+        ]
+        for row in rows
+    }
 
 
 def similarity(
     model: nn.Module, rows: Rows, batches: Sequence[Example], moments: Mapping[str, Moments], harm: Harm
 ) -> list[list[float]]:
     """Return one less the cosine between the layer's output before and after, averaged over examples, for every option."""
-    modules = {
-        row[0].layer.name: [
-            factorized(option, model.get_submodule(row[0].layer.name), moments[row[0].layer.name]) for option in row[1:]
-        ]
-        for row in rows
-    }
+    modules = _modules(model, rows, moments)
     sums = {name: torch.zeros(len(found), dtype=torch.float64) for name, found in modules.items()}
     seen = dict.fromkeys(modules, 0)
 
