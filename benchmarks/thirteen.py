@@ -95,6 +95,7 @@ class Bench:
         self.held = self.batches(x[-SELECTION:], y[-SELECTION:])
         self.test = self.batches(test, labels)
         self.studies: dict[str, Study] = {}
+        self.shared = 0.0  # passes of the statistics
         self.scorers: dict[tuple[str, str], Scorer] = {}
 
     def share(self, count: int) -> int:
@@ -179,6 +180,7 @@ class Bench:
             self.studies, self.scorers = {}, {}
             config = st.Config(images=self.share(CALIBRATION))
             self.studies[name] = Study(self.network(name), self.calibration[0][:1], self.calibration, config)
+            self.shared = sum(self.studies[name].passes.values())
         return self.studies[name]
 
     def scorer(self, name: str, split: str) -> Scorer:
@@ -191,8 +193,7 @@ class Bench:
     def compressed(self, name: str, metric: Any) -> dict[str, Any]:
         """Compress as far as MaxDrop(1.5) allows."""
         study = self.study(name)
-        study.probes.clear()
-        before, passes = dict(study.seconds), dict(study.passes)
+        before, passes = dict(study.seconds), sum(study.passes.values())
         result = study.most_compressed(st.MaxDrop(POINTS, metric), self.scorer(name, "held"))
         shared = before["statistics"] + before["menu"]
         stages = {stage: seconds - before.get(stage, 0.0) for stage, seconds in study.seconds.items()}
@@ -203,7 +204,7 @@ class Bench:
             "held-out drop": result.report.selection.drop,
             "search seconds": shared + sum(s for stage, s in stages.items() if stage not in ("evaluate", "latency", "report")),
             "evaluation seconds": stages.get("evaluate", 0.0),
-            "passes": sum(study.passes.values()) - (sum(passes.values()) if metric != METRICS[0] else 0.0),
+            "passes": sum(study.passes.values()) - passes + self.shared,
             "budgets tried": len(result.report.probes),
         }
 
@@ -240,7 +241,7 @@ class Bench:
         """Cut deeper, fine-tune once, three times by bisection; return the smallest network that holds the bound."""
         study, model = self.study(name), self.study(name).model
         high = untrained[f"{metric} kept"]
-        low = max(high / DEEPEST, study._least(metric) * 1.02)
+        low = max(high / DEEPEST, study.least(metric) * 1.02)
         best: tuple[nn.Module, st.Plan, float] | None = None
         seconds, tried = 0.0, {}
         for number in range(TRIES):
@@ -305,6 +306,8 @@ def images(folder: Path, split: str) -> tuple[Tensor, Tensor]:
 def save_shards(model: nn.Module, path: Path) -> None:
     """Write the weights, rounded to 16 bits, into numbered files under 16 MB."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    for old in path.parent.glob(f"{path.name}.*-of-*.safetensors"):
+        old.unlink()
     shards: list[dict[str, Tensor]] = [{}]
     size = 0
     for name, value in model.state_dict().items():

@@ -71,7 +71,6 @@ class Bench:
         """Return the most that 1.5 points on held-out images allow."""
         start = time.perf_counter()
         study = self.study("menu")
-        study.probes.clear()
         result = study.most_compressed(st.MaxDrop(1.5, metric), Scorer(st.Accuracy(self.held), self.model))
         chosen = result.report.selection
         assert chosen is not None

@@ -263,8 +263,9 @@ class Study:
     def most_compressed(self, budget: MaxDrop, scorer: Scorer) -> Result:
         """Search over kept fractions, see `Bracket`; every network that could be returned has been evaluated."""
         total, best = self.original.of(budget.metric), None
+        self.probes = []
         tried: dict[str, Tried] = {}
-        bracket = Bracket(self._least(budget.metric), budget.points, nats=self.moments is not None and self.config.gradient)
+        bracket = Bracket(self.least(budget.metric), budget.points, nats=self.moments is not None and self.config.gradient)
 
         def predicted(keep: float) -> float:
             return self.select(Keep(keep, budget.metric), measure=False).harm
@@ -300,7 +301,8 @@ class Study:
         tried[plan.to_json()] = plan, small, score
         return plan, small, score
 
-    def _least(self, metric: Any) -> float:
+    def least(self, metric: Metric) -> float:
+        """Return the smallest fraction that any plan keeps."""
         total = self.original.of(metric)
         saved = sum(row[0].cost.of(metric) - min(option.cost.of(metric) for option in row) for row in self.menu.options)
         if not saved:
