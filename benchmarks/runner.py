@@ -46,6 +46,8 @@ def run(
 ) -> None:
     """Run the cells that are wanted and not done; a name given whole means that cell alone.
 
+    Several processes may run different cells into the same file.
+
     Args:
         jobs: Cells by name, the most important first.
         results: From `read`; the cells are added.
@@ -60,8 +62,13 @@ def run(
         if name in results["cells"] and not any(_means(text, name, jobs) for text in arguments.redo):
             continue
         start = time.perf_counter()
-        results["cells"][name] = job()
-        target.write_text(json.dumps(results, indent=1) + "\n")
+        row = job()
+        if target.exists():  # another process may have added cells
+            results["cells"] = json.loads(target.read_text())["cells"]
+        results["cells"][name] = row
+        partial = target.with_suffix(".partial")
+        partial.write_text(json.dumps(results, indent=1) + "\n")
+        partial.replace(target)
         write(results)
         print(f"{name} ({time.perf_counter() - start:.0f} s): {_short(results['cells'][name])}", flush=True)
 

@@ -290,14 +290,36 @@ def nan_model(model):
     return broken
 
 
+def overflowing_model(model):
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.conv1.weight *= 1e30
+    return broken
+
+
 def failing(network):
     raise RuntimeError("no images here")
+
+
+class Shrinking:
+    """Scores one example less at each call."""
+
+    def __init__(self):
+        self.left = 8
+
+    def __call__(self, network):
+        return 0.5
+
+    def per_example(self, network):
+        self.left -= 1
+        return torch.ones(self.left)
 
 
 @pytest.mark.parametrize(
     ("change", "error", "match"),
     [
         ({"model": nan_model}, ValueError, "'conv1.weight' holds NaN"),
+        ({"model": overflowing_model}, ValueError, "outputs or gradients of layer 'conv1' overflow"),
         ({"model": lambda m: torch.jit.script(nn.ReLU())}, TypeError, "TorchScript"),
         ({"model": lambda m: "resnet"}, TypeError, "must be a torch.nn.Module"),
         ({"model": lambda m: nn.Sequential(nn.Conv2d(3, 1, 1))}, st.BudgetError, "cannot be met"),
@@ -311,7 +333,9 @@ def failing(network):
         ({"evaluate": failing}, ValueError, "evaluate raised RuntimeError: no images here"),
         ({"evaluate": lambda m: float("nan")}, ValueError, "must return a finite number"),
         ({"evaluate": lambda m: "good"}, ValueError, "evaluate returned str"),
+        ({"evaluate": lambda m: "0.9"}, ValueError, "evaluate returned str"),
         ({"evaluate": lambda m: None}, ValueError, "evaluate returned NoneType"),
+        ({"evaluate": Shrinking()}, ValueError, "7 values for the original network and 6 for this one"),
         ({"evaluate": st.Accuracy([torch.randn(4, 3, 8, 8)])}, ValueError, "needs pairs"),
         ({"evaluate": st.Accuracy([(torch.randn(4, 3, 8, 8), torch.zeros(4, 5))])}, ValueError, "one class number per example"),
         ({"evaluate": lambda m: 91.7, "budget": st.MaxDrop(1)}, ValueError, "fraction between 0 and 1"),

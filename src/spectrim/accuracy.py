@@ -74,11 +74,16 @@ class Scorer:
         """Return the scores of the original and of this network.
 
         Raises:
-            ValueError: If evaluate raises, or returns no finite number.
+            ValueError: If evaluate raises, returns no finite number, or scores another number of examples than before.
         """
         before, after = self.before, self._run(model)
         if isinstance(before, float) or isinstance(after, float):
             return Score(float(before), float(after))
+        if len(before) != len(after):
+            raise ValueError(
+                f"per_example gave {len(before)} values for the original network and {len(after)} for this one; it must score the "
+                "same examples each time"
+            )
         lost = before - after
         error = 100 * float(lost.std()) / math.sqrt(len(lost)) if len(lost) > 1 else None
         return Score(float(before.mean()), float(after.mean()), error, len(lost))
@@ -91,6 +96,8 @@ class Scorer:
         except Exception as error:
             raise ValueError(f"evaluate raised {type(error).__name__}: {error}") from error
         try:
+            if isinstance(value, str | bytes):
+                raise TypeError
             number = float(value.double().mean()) if isinstance(value, Tensor) else float(value)
         except (TypeError, ValueError) as error:
             raise ValueError(f"evaluate returned {type(value).__name__}; it must return a number, larger is better") from error

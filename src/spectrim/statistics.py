@@ -212,6 +212,9 @@ def statistics(
 
     Returns:
         Layer name to moments, in double precision.
+
+    Raises:
+        ValueError: If a layer's outputs or gradients overflow.
     """
     examples = sum(len(tensors_of(batch)[0]) for batch in batches)
     sums = {layer.name: _Sums(layer) for layer in layers}
@@ -236,7 +239,14 @@ def statistics(
             handle.remove()
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
-    return {name: _moments(total, examples) for name, total in sums.items()}
+    found = {name: _moments(total, examples) for name, total in sums.items()}
+    for name, moments in found.items():
+        if not bool(torch.isfinite(moments.response).all() and torch.isfinite(moments.gradient).all()):
+            raise ValueError(
+                f"the outputs or gradients of layer {name!r} overflow on the calibration images; check the weights and the "
+                "normalisation of the images"
+            )
+    return found
 
 
 def attached(batch: Example) -> Example:
