@@ -160,6 +160,25 @@ def test_cp_of_a_large_kernel_in_its_leading_subspaces(monkeypatch, depthwise):
         assert found <= 1.03 * wanted
 
 
+def test_terms_of_cp_do_not_cancel_each_other(monkeypatch):
+    """The squared norms of the terms add up to a few times the kernel's, at no loss of fit."""
+    weight = torch.randn(1, 16, 16, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    method = st.CP(depthwise="kernel")
+
+    def fit():
+        first, middle, last = factors = method.factors(weight, 30)
+        terms = first.flatten(2).norm(dim=2)[0] * middle.flatten(1).norm(dim=1) * last[0].flatten(1).norm(dim=0)
+        merged = method.merge(factors)
+        return float((merged - weight).norm()), float((terms**2).sum() / (merged**2).sum())
+
+    error, sensitivity = fit()
+    monkeypatch.setattr("spectrim.factorize.cp.SENSITIVITY", (1e-12, 1e-12))
+    plain, cancelling = fit()
+    assert error < 1.02 * plain
+    assert sensitivity < 0.6 * cancelling
+    assert sensitivity < 4
+
+
 def test_channel_svd_in_response_space_beats_every_other_kernel_of_its_rank():
     """The closed form against gradient descent on the same loss over all kernels of the rank."""
     module, x = layer_and_input("plain")

@@ -81,8 +81,8 @@ class Scorer:
             return Score(float(before), float(after))
         if len(before) != len(after):
             raise ValueError(
-                f"per_example gave {len(before)} values for the original network and {len(after)} for this one; it must score the "
-                "same examples each time"
+                f"per_example gave {len(before)} values for the original network and {len(after)} for this one; it must score "
+                "the same examples each time"
             )
         lost = before - after
         error = 100 * float(lost.std()) / math.sqrt(len(lost)) if len(lost) > 1 else None

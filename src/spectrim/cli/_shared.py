@@ -34,6 +34,7 @@ out = Console()
 err = Console(stderr=True)
 LATE = 30.0  # seconds without a line in a log before a stage that goes on is told of
 HELD = 0.2  # largest share of the training images that decisions keep away from training
+RATES = {"sgd": 0.02, "adamw": 0.001}  # largest learning rates, unless asked for
 Json = Annotated[bool, Parameter(name="--json")]
 
 
@@ -124,8 +125,9 @@ class Training:
 
     Attributes:
         batch: Images of one step, of all processes together.
-        optimizer: sgd or adamw.
-        rate: Largest learning rate; it rises to it and falls to nothing in one cycle.
+        optimizer: sgd or adamw; by default sgd for train, adamw for fine-tuning, which suits factors of any scale.
+        rate: Largest learning rate; it rises to it and falls to nothing in one cycle. By default 0.02 for sgd, 0.001 for
+            adamw.
         weight_decay: On all parameters.
         smoothing: Label smoothing.
         crop: Pixels by which training images are shifted at most.
@@ -134,17 +136,20 @@ class Training:
     """
 
     batch: int = 128
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    rate: float = 0.02
+    optimizer: Literal["sgd", "adamw"] | None = None
+    rate: float | None = None
     weight_decay: float = 1e-4
     smoothing: float = 0.0
     crop: int = 4
     flip: bool = True
     distill: float = 0.0
 
-    def recipe(self, epochs: int, seed: int, cache: Path, tell: Any) -> Recipe:
-        """Return the recipe."""
-        return Recipe(epochs=epochs, seed=seed, checkpoint=cache / "training.pt", progress=tell, **dataclasses.asdict(self))
+    def recipe(self, usual: Literal["sgd", "adamw"], epochs: int, seed: int, cache: Path, tell: Any) -> Recipe:
+        """Return the recipe, with the usual optimizer if no other was asked for."""
+        optimizer = self.optimizer or usual
+        chosen = {"optimizer": optimizer, "rate": RATES[optimizer] if self.rate is None else self.rate}
+        settings = dataclasses.asdict(self) | chosen
+        return Recipe(epochs=epochs, seed=seed, checkpoint=cache / "training.pt", progress=tell, **settings)
 
 
 def methods_of(text: str | None) -> tuple[Factorization, ...]:

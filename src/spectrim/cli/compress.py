@@ -85,7 +85,7 @@ def compress(
         )
         trained, seconds = {}, dict(result.report.seconds)
         if finetune_epochs:
-            recipe = training.recipe(finetune_epochs, source.seed, partial, tell)
+            recipe = training.recipe("adamw", finetune_epochs, source.seed, partial, tell)
             data = training_data(sources.training, recipe.batch, recipe.seed)
             looked = Accuracy(sources.selection)
             accuracy = {"on the selection images before fine-tuning": looked(result.model)}

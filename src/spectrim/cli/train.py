@@ -114,7 +114,7 @@ def train(
         network = place.network(model)
         sources = place.open(choice, held=HELD)
         with progress(as_json or not first) as tell, unfinished(partial, resume, words) if first else contextlib.nullcontext():
-            recipe = training.recipe(epochs, source.seed, partial, tell)
+            recipe = training.recipe("sgd", epochs, source.seed, partial, tell)
             run = _Session(network, sources, choice.config(source.seed, partial, tell), keep, metric)
             data = training_data(sources.training, recipe.batch, recipe.seed)
             result = run.train(run.plan(plan, partial), data, recipe, schedule, bool(twist.replan))

@@ -26,6 +26,7 @@ from spectrim.factorize._nested import left_vectors
 from spectrim.layer import Layer
 
 SWEEPS = 60  # of alternating least squares
+SENSITIVITY = (0.03, 3e-4)  # weight of the terms' own squared norms in the first and in the last sweep
 WIDTH = 2  # dimensions of each mode in which they work, in units of the rank
 STEP = 1.32  # ratio of neighbouring ranks on the menu
 WORK = 200_000_000  # multiply-adds of half a sweep: rank times the weight's elements
@@ -47,7 +48,8 @@ class CP(Factorization):
 
     Reference:
         Lebedev et al.: Speeding-up convolutional neural networks using fine-tuned CP-decomposition (2015). For `kernel`: Guo
-        et al.: Network decoupling: from regular to depthwise separable convolutions (2018).
+        et al.: Network decoupling: from regular to depthwise separable convolutions (2018). That terms must not cancel each
+        other: Phan et al.: Stable low-rank tensor decomposition for compression of convolutional neural network (2020).
     """
 
     depthwise: str = "axes"
@@ -150,7 +152,9 @@ def _products(modes: Sequence[Tensor]) -> Tensor:
 def _alternate(tensor: Tensor, rank: int, spaces: Sequence[Tensor]) -> list[Tensor]:
     """Return CP factors (size, r) of a tensor, one a mode, by alternating least squares.
 
-    Large tensors are first compressed to the leading `WIDTH` * r singular vectors of each unfolding (CANDELINC).
+    Large tensors are first compressed to the leading `WIDTH` * r singular vectors of each unfolding (CANDELINC). The sum of the
+    terms' squared norms counts a little, less from sweep to sweep: else large terms grow that cancel each other, which slows
+    the sweeps down and makes the factors too sensitive to be trained or rounded.
 
     Args:
         tensor: (T, S, kernel modes).
@@ -166,13 +170,15 @@ def _alternate(tensor: Tensor, rank: int, spaces: Sequence[Tensor]) -> list[Tens
     flat, sizes = tensor.reshape(len(tensor), -1), tensor.shape
     eye = torch.eye(rank).to(tensor)
     grams = [mode.T @ mode for mode in modes]
-    for _ in range(SWEEPS):
+    first, last = SENSITIVITY
+    for sweep in range(SWEEPS):
+        ridge = first * (last / first) ** (sweep / (SWEEPS - 1))
         rest = _products([mode[None] for mode in modes[1:]])[0]  # (S * kernel, r)
-        modes[0] = _solved(flat @ rest, grams, 0, eye)
+        modes[0] = _solved(flat @ rest, grams, 0, ridge * eye)
         grams[0] = modes[0].T @ modes[0]
         seen = (flat.T @ modes[0]).unflatten(0, sizes[1:])  # (S, k1, ..., r)
         for mode in range(1, len(sizes)):
-            modes[mode] = _solved(_inner(seen, modes, mode), grams, mode, eye)
+            modes[mode] = _solved(_inner(seen, modes, mode), grams, mode, ridge * eye)
             if mode < len(sizes) - 1:
                 length = modes[mode].norm(dim=0).clamp_min(torch.finfo(tensor.dtype).tiny)
                 modes[mode] = modes[mode] / length
@@ -191,11 +197,18 @@ def _start(spaces: Sequence[Tensor], rank: int) -> list[Tensor]:
     return modes
 
 
-def _solved(inner: Tensor, grams: Sequence[Tensor], mode: int, eye: Tensor) -> Tensor:
-    """Return the least-squares factor of one mode: inner (size, r) times the inverse of the other modes' joint Gram matrix."""
+def _solved(inner: Tensor, grams: Sequence[Tensor], mode: int, ridge: Tensor) -> Tensor:
+    """Return the least-squares factor of one mode.
+
+    Args:
+        inner: The tensor, contracted with all other modes, (size, r).
+        grams: Gram matrices (r, r) of all modes.
+        mode: Which one is wanted.
+        ridge: Weight of the terms' own squared norms, on the diagonal (r, r).
+    """
     gram = torch.stack([gram for other, gram in enumerate(grams) if other != mode]).prod(0)
-    ridge = 1e-9 * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny  # of a layer of zeros nothing is left
-    solution: Tensor = torch.linalg.solve(gram + ridge * eye, inner.T).T
+    tiny = torch.finfo(gram.dtype).tiny * torch.eye(len(gram)).to(gram)  # of a layer of zeros nothing is left
+    solution: Tensor = torch.linalg.solve(gram + ridge * gram.diagonal() + tiny, inner.T).T
     return solution
 
 
