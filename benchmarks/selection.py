@@ -121,7 +121,8 @@ class Bench:
         study.refitted.clear()
         reset_peak()
         start = time.perf_counter()
-        plan, small = study.shrink(st.Keep(fraction, metric))  # type: ignore[arg-type]
+        budget = st.Keep(fraction, metric)  # type: ignore[arg-type]
+        plan, small = study.shrink(budget)
         seconds = time.perf_counter() - start
         scoring = f"{checkpoint} {search.score} {metric}"
         passes = {kind: number - shared[1].get(kind, 0.0) for kind, number in study.passes.items()}
@@ -134,6 +135,7 @@ class Bench:
                 passes["forward"] += self.setups[scoring]["forward"]
         return {
             **self.scores(checkpoint, small),
+            **(self.gain(study, budget, plan, small) if method == "Interaction" else {}),
             "params kept": plan.cost.params / plan.original.params,
             "MACs kept": plan.cost.macs / plan.original.macs,
             "predicted": plan.harm,
@@ -141,6 +143,24 @@ class Bench:
             "forward passes": passes.get("forward", 0.0) + 1,
             "backward passes": passes.get("backward", 0.0) + 1,
             "peak memory, MiB": peak(),
+        }
+
+    def gain(self, study: Study, budget: st.Keep, plan: st.Plan, small: nn.Module) -> dict[str, float]:
+        """Return by how much a plan's network is better than the additive plan's, on the test images, paired."""
+        study.config = dataclasses.replace(study.config, search=st.Knapsack())
+        additive = study.select(budget)
+        if additive == plan:
+            return {"gain": 0.0, "gain error": 0.0, "KL gain": 0.0, "KL gain error": 0.0}
+        x, y = self.test
+        reference, *both = (logits(network, x) for network in (study.model, small, study.build(additive)))
+        hits, lost = ([(out.argmax(1) == y).double() for out in both], [kl(reference, out).double() for out in both])
+        points, nats = 100 * (hits[0] - hits[1]), lost[1] - lost[0]
+        root = math.sqrt(len(y))
+        return {
+            "gain": float(points.mean()),
+            "gain error": float(points.std()) / root,
+            "KL gain": float(nats.mean()),
+            "KL gain error": float(nats.std()) / root,
         }
 
     def rung(self, checkpoint: str, rung: str, fraction: float) -> dict[str, Any]:
