@@ -135,7 +135,7 @@ class Bench:
                 passes["forward"] += self.setups[scoring]["forward"]
         return {
             **self.scores(checkpoint, small),
-            **(self.gain(study, budget, plan, small) if method == "Interaction" else {}),
+            **(self.gain(checkpoint, budget, plan, small) if method == "Interaction" else {}),
             "params kept": plan.cost.params / plan.original.params,
             "MACs kept": plan.cost.macs / plan.original.macs,
             "predicted": plan.harm,
@@ -145,14 +145,15 @@ class Bench:
             "peak memory, MiB": peak(),
         }
 
-    def gain(self, study: Study, budget: st.Keep, plan: st.Plan, small: nn.Module) -> dict[str, float]:
+    def gain(self, checkpoint: str, budget: st.Keep, plan: st.Plan, small: nn.Module) -> dict[str, float]:
         """Return by how much a plan's network is better than the additive plan's, on the test images, paired."""
+        study = self.study(checkpoint)
         study.config = dataclasses.replace(study.config, search=st.Knapsack())
         additive = study.select(budget)
         if additive == plan:
             return {"gain": 0.0, "gain error": 0.0, "KL gain": 0.0, "KL gain error": 0.0}
         x, y = self.test
-        reference, *both = (logits(network, x) for network in (study.model, small, study.build(additive)))
+        reference, both = self.originals[checkpoint], [logits(network, x) for network in (small, study.build(additive))]
         hits, lost = ([(out.argmax(1) == y).double() for out in both], [kl(reference, out).double() for out in both])
         points, nats = 100 * (hits[0] - hits[1]), lost[1] - lost[0]
         root = math.sqrt(len(y))

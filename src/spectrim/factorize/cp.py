@@ -153,8 +153,8 @@ def _alternate(tensor: Tensor, rank: int, spaces: Sequence[Tensor]) -> list[Tens
     """Return CP factors (size, r) of a tensor, one a mode, by alternating least squares.
 
     Large tensors are first compressed to the leading `WIDTH` * r singular vectors of each unfolding (CANDELINC). The sum of the
-    terms' squared norms counts a little, less from sweep to sweep: else large terms grow that cancel each other, which slows
-    the sweeps down and makes the factors too sensitive to be trained or rounded.
+    terms' squared norms counts a little, less from sweep to sweep: else large terms grow that cancel each other, and small
+    changes of a factor change the kernel much.
 
     Args:
         tensor: (T, S, kernel modes).
@@ -168,17 +168,16 @@ def _alternate(tensor: Tensor, rank: int, spaces: Sequence[Tensor]) -> list[Tens
             tensor = torch.tensordot(tensor, basis, ([mode], [0])).movedim(-1, mode)
             modes[mode] = basis.T @ modes[mode]
     flat, sizes = tensor.reshape(len(tensor), -1), tensor.shape
-    eye = torch.eye(rank).to(tensor)
     grams = [mode.T @ mode for mode in modes]
     first, last = SENSITIVITY
     for sweep in range(SWEEPS):
         ridge = first * (last / first) ** (sweep / (SWEEPS - 1))
         rest = _products([mode[None] for mode in modes[1:]])[0]  # (S * kernel, r)
-        modes[0] = _solved(flat @ rest, grams, 0, ridge * eye)
+        modes[0] = _solved(flat @ rest, grams, 0, ridge)
         grams[0] = modes[0].T @ modes[0]
         seen = (flat.T @ modes[0]).unflatten(0, sizes[1:])  # (S, k1, ..., r)
         for mode in range(1, len(sizes)):
-            modes[mode] = _solved(_inner(seen, modes, mode), grams, mode, ridge * eye)
+            modes[mode] = _solved(_inner(seen, modes, mode), grams, mode, ridge)
             if mode < len(sizes) - 1:
                 length = modes[mode].norm(dim=0).clamp_min(torch.finfo(tensor.dtype).tiny)
                 modes[mode] = modes[mode] / length
@@ -197,18 +196,18 @@ def _start(spaces: Sequence[Tensor], rank: int) -> list[Tensor]:
     return modes
 
 
-def _solved(inner: Tensor, grams: Sequence[Tensor], mode: int, ridge: Tensor) -> Tensor:
+def _solved(inner: Tensor, grams: Sequence[Tensor], mode: int, ridge: float) -> Tensor:
     """Return the least-squares factor of one mode.
 
     Args:
         inner: The tensor, contracted with all other modes, (size, r).
         grams: Gram matrices (r, r) of all modes.
         mode: Which one is wanted.
-        ridge: Weight of the terms' own squared norms, on the diagonal (r, r).
+        ridge: Weight of the terms' own squared norms.
     """
     gram = torch.stack([gram for other, gram in enumerate(grams) if other != mode]).prod(0)
-    tiny = torch.finfo(gram.dtype).tiny * torch.eye(len(gram)).to(gram)  # of a layer of zeros nothing is left
-    solution: Tensor = torch.linalg.solve(gram + ridge * gram.diagonal() + tiny, inner.T).T
+    own = ridge * gram.diagonal() + torch.finfo(gram.dtype).tiny  # of a layer of zeros nothing is left
+    solution: Tensor = torch.linalg.solve(gram + torch.diag(own), inner.T).T
     return solution
 
 
