@@ -30,6 +30,7 @@ from spectrim.data import Batches, Form, open_images
 from spectrim.latency import measure
 from spectrim.layer import find_layers
 from spectrim.report import Curve
+from spectrim.statistics import Moments, statistics
 from spectrim.surgery import reconstruction_error
 from spectrim.zoo import load_weights, make_model
 
@@ -38,6 +39,7 @@ RATIOS = (6.7, 2.8, 1.6, 4.3, 2.1)  # the paper's, parameters before over after
 PUBLISHED = {1.6: (92.92, 92.20), 2.1: (92.62, 92.09), 2.8: (92.43, 91.75), 4.3: (91.49, 90.96), 6.7: (90.43, 89.77)}
 TILES = {64: (1, 8), 32: (2, 16), 16: (4, 32), 8: (8, 64)}  # width in the paper: rows and columns of tiles for 64 x 576
 HEADLINE = 2.8
+LONGER = 3  # times the steps, in the cells that show what longer training does
 FACTORS: dict[str, Any] = {"optimizer": "adamw", "rate": 0.002}  # suits factors of any scale
 TECHNIQUES: dict[str, st.Factorization] = {
     "lowered SVD (ChannelSVD)": st.ChannelSVD(),
@@ -46,6 +48,12 @@ TECHNIQUES: dict[str, st.Factorization] = {
     "tiled SVD, 4 x 4": st.TiledSVD(4, 4),
     "Tucker": st.Tucker2(),
     "CP, depthwise kernel": st.CP(depthwise="kernel"),
+}
+
+RIVALS = {  # cells that train the decomposed network of a technique at the same ranks
+    "lowered SVD (ChannelSVD)": f"lowered SVD {HEADLINE}x | decomposed",
+    "Tucker": f"Tucker {HEADLINE}x | decomposed | seed 0",
+    "CP, depthwise kernel": f"CP {HEADLINE}x | decomposed",
 }
 
 
@@ -110,11 +118,16 @@ class Bench:
             "distortion share": history.distortion_seconds / max(history.seconds, 1e-9),
         }
 
-    def control(self, seed: int) -> dict[str, Any]:
+    def moments(self, model: nn.Module) -> dict[str, Moments]:
+        """Return what the layers of a network in training see and how much it matters, on 512 training images."""
+        images = self.train[0][:512].to(self.device)
+        return statistics(model, find_layers(model, images[:1]), images.split(128))
+
+    def control(self, seed: int, times: int = 1) -> dict[str, Any]:
         """Train without distortion."""
-        model = self.network()
-        history = self.fit(model, f"control {seed}", seed)
-        self.keep(f"control {seed}", model)
+        model, name = self.network(), f"control {seed}" + (" longer" if times > 1 else "")
+        history = self.fit(model, name, seed, times=times)
+        self.keep(name, model)
         return {**self.score(model), "steps": history.steps, "seconds": history.seconds}
 
     def cell(self, name: str, job: Callable[[Bench], dict[str, Any]]) -> dict[str, Any]:
@@ -152,9 +165,12 @@ class Bench:
     def row(self, plan: st.Plan, way: str, name: str, seed: int) -> dict[str, Any]:
         """Train one way to one plan."""
         model, control = self.network(), f"control {seed}"
-        if way == "distortion":
-            twist = Watched(model, plan, every=self.arguments.every)
-            history = self.fit(model, name, seed, twist=twist)
+        if way.startswith("distortion"):
+            moments = self.moments if way.endswith("response norm") else None
+            twist = Watched(model, plan, every=self.arguments.every, moments=moments)
+            times = LONGER if way.endswith("longer") else 1
+            control += " longer" if times > 1 else ""
+            history = self.fit(model, name, seed, twist=twist, times=times)
             small = twist.finish()
             self.keep(name, twist.before)
         elif way == "decomposed":
@@ -360,9 +376,16 @@ def jobs(seeds: int) -> dict[str, Callable[[Bench], dict[str, Any]]]:  # noqa: C
         for width in (64, 8, 32, 16):
             name = f"tiled {ratio}x | {width}"
             found[name] = lambda b, n=name, a=(width, ratio): b.row(b.tiles(*a), "distortion", n, 0)
+    found["control 0 longer"] = lambda b: b.control(0, LONGER)
+    for way in ("response norm", "longer"):
+        for ratio in (2, 4):
+            name = f"tiled {ratio}x | 16 | {way}"
+            found[name] = lambda b, n=name, r=ratio, w=way: b.row(b.tiles(16, r), f"distortion, {w}", n, 0)
     for way in (*ways, "torchao"):
         name = f"lowered SVD {HEADLINE}x | {way}"
         found[name] = lambda b, n=name, w=way: b.row(b.plan(st.ChannelSVD(), HEADLINE), w, n, 0)
+    name_cp = f"CP {HEADLINE}x | decomposed"
+    found[name_cp] = lambda b: b.row(b.plan(TECHNIQUES["CP, depthwise kernel"], HEADLINE), "decomposed", name_cp, 0)
     found["flatness"] = lambda b: b.flatness("flatness")
     for technique in TECHNIQUES:
         found[f"technique | {technique}"] = lambda b, t=technique: b.technique(t)
@@ -409,6 +432,12 @@ def markdown(results: dict[str, Any]) -> str:
     for width in TILES:
         row = [text(cells.get(f"tiled {ratio}x | {width}"), "less control", "gap error", "+") for ratio in (2, 4)]
         lines.append(f"| {width} | " + " | ".join(row) + " |")
+    for way, words in (
+        ("response norm", "distorted in the response norm"),
+        ("longer", f"{LONGER} times the steps, control too"),
+    ):
+        row = [text(cells.get(f"tiled {ratio}x | 16 | {way}"), "less control", "gap error", "+") for ratio in (2, 4)]
+        lines.append(f"| 16, {words} | " + " | ".join(row) + " |")
     lines += head(f"ResNet-32, lowered SVD at {HEADLINE}x, equal steps and final ranks", "way | top-1 | less control | seconds")
     for way in ("distortion", "torchao", "decomposed", "control, then cut"):
         cell = cells.get(f"lowered SVD {HEADLINE}x | {way}")
@@ -420,15 +449,15 @@ def markdown(results: dict[str, Any]) -> str:
 def second_half(results: dict[str, Any]) -> list[str]:
     """Return the tables beyond the paper's."""
     cells, lines = results["cells"], []
-    columns = "technique | top-1 | relative weight error at the start | params kept | MACs kept | ms (before)"
+    columns = "technique | top-1 | decomposed, trained | weight error at the start | params kept | MACs kept | ms (before)"
     lines += head("ResNet-32, 2-D techniques after distortion training", columns)
     for name in TECHNIQUES:
         cell = cells.get(f"technique | {name}")
         if cell:
             kept = f"{100 * cell['params kept']:.1f} % | {100 * cell['MACs kept']:.1f} %"
-            lines.append(
-                f"| {name} | {text(cell)} | {cell['weight error']:.3f} | {kept} | {cell['ms']:.2f} ({cell['ms before']:.2f}) |"
-            )
+            rival = text(cells.get(RIVALS.get(name, "")))
+            time = f"{cell['ms']:.2f} ({cell['ms before']:.2f})"
+            lines.append(f"| {name} | {text(cell)} | {rival} | {cell['weight error']:.3f} | {kept} | {time} |")
     lines += head("ResNet-20, system A's plan", "way | top-1 | less control | params kept | MACs kept | steps")
     for name, cell in cells.items():
         if name.startswith("ResNet-20"):

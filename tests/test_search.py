@@ -6,7 +6,7 @@ import spectrim as st
 from nets import Residual, settle
 from spectrim.score.weights import energy, spectral, vbmf, vbmf_rank
 from spectrim.search import SEARCHES
-from spectrim.search.knapsack import frontier
+from spectrim.search.knapsack import frontier, minimum
 from spectrim.surgery import working_weight
 from spectrim.testing import brute_force, check_search, random_menu
 
@@ -15,6 +15,39 @@ from spectrim.testing import brute_force, check_search, random_menu
 def test_every_rank_selection_keeps_its_contract(name):
     check_search(SEARCHES[name](), exact=name == "Knapsack")
     assert SEARCHES[name].reference and SEARCHES[name].title == name
+
+
+def least_by_table(harms, costs, limit):
+    """The oracle: least harm for every total cost, class by class."""
+    table = np.full(limit + 1, np.inf)
+    table[0] = 0.0
+    for harm, cost in zip(harms, costs, strict=True):
+        shifted = [np.concatenate([np.full(c, np.inf), table])[: limit + 1] + h for h, c in zip(harm, cost, strict=True)]
+        table = np.min(shifted, axis=0)
+    return table.min()
+
+
+@pytest.mark.parametrize("kind", ["smooth", "noisy", "proportional", "alike", "few"])
+@pytest.mark.parametrize("fraction", [0.05, 0.3, 0.7, 0.95, 1.0])
+def test_the_knapsack_finds_the_least_harm(kind, fraction):
+    random = np.random.default_rng([len(kind), int(100 * fraction)])
+    for _ in range(20):
+        harms, costs = [], []
+        for _ in range(3 if kind == "few" else 12):
+            cost = np.sort(random.choice(np.arange(1, 300), 2 if kind == "few" else 25, replace=False))
+            harm = (1 - cost / 300) ** (1 if kind == "proportional" else 3) * (
+                300 if kind == "alike" else random.integers(1, 900)
+            )
+            harm = harm * np.exp(0.3 * random.normal(size=len(cost))) if kind == "noisy" else harm
+            harm = np.minimum.accumulate(harm) - 1e-9 * cost
+            harms.append(harm)
+            costs.append(cost)
+        least, most = sum(cost[0] for cost in costs), sum(cost[-1] for cost in costs)
+        limit = int(least + fraction * (most - least))
+        chosen = minimum(harms, costs, limit)
+        assert sum(cost[index] for cost, index in zip(costs, chosen, strict=True)) <= limit
+        found = sum(harm[index] for harm, index in zip(harms, chosen, strict=True))
+        assert found == pytest.approx(least_by_table(harms, costs, limit), rel=2e-6, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", SEARCHES)
