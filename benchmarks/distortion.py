@@ -256,18 +256,20 @@ class Bench:
         if way == "control":
             history = self.fit(model, control, times=6)
             return {**self.score(model), "steps": history.steps, "seconds": history.seconds}
-        kept = self.arguments.state / "resnet20-plan"
+        plain = "without CP" in way
+        methods = {"methods": (st.ChannelSVD(), st.SpatialSVD(), st.SpatialSVD(axis=1), st.Tucker2())} if plain else {}
+        kept = self.arguments.state / f"resnet20-plan{'-without-CP' if plain else ''}"
         if not kept.exists():
             st.compress(
                 model,
                 self.train[0][:1],
                 budget=st.Keep(0.25, "params"),
                 calibration=self.train[0][:1024],
-                config=st.Config(search=Both(0.32)),
+                config=st.Config(search=Both(0.32), **methods),
             ).save(kept)
         small = st.load(kept, model)
         plan = st.Plan.from_json((kept / "plan.json").read_text())
-        if way == "no training":
+        if way.startswith("no training"):
             history = st.train.History(0, [], 0.0)
         elif "distortion" in way:
             twist = st.Distortion(model, plan, every=self.arguments.every)
@@ -370,7 +372,8 @@ def jobs(seeds: int) -> dict[str, Callable[[Bench], dict[str, Any]]]:  # noqa: C
     for ratio in RATIOS:
         for way in ways:
             tucker(ratio, way, 0)
-    for way in ("control", "no training", "one-shot fine-tuning, distilled", "distortion", "one-shot fine-tuning"):
+    tuned = "one-shot fine-tuning, distilled"
+    for way in ("control", "no training", tuned, f"{tuned}, without CP", "no training, without CP", "distortion"):
         found[f"ResNet-20 | {way}"] = lambda b, w=way: b.beyond(w)
     for ratio in (2, 4):
         for width in (64, 8, 32, 16):

@@ -203,6 +203,39 @@ def training(files, out, *more):
     return [*common, "--methods", "ChannelSVD,SpatialSVD", "--epochs", "2", *every, "--out", str(out), *more]
 
 
+def test_a_folder_of_the_user_is_not_taken_for_unfinished_work(files, tmp_path, capsys):
+    (tmp_path / "run.partial").mkdir()
+    note = tmp_path / "run.partial" / "notes.txt"
+    note.write_text("mine")
+    for command in (arguments(files, tmp_path / "run", "--keep", "0.5"), training(files, tmp_path / "run")):
+        for more in ([], ["--resume"]):
+            assert cli.main([*command, *more]) == 2
+            assert "holds something else" in capsys.readouterr().err and note.read_text() == "mine"
+
+
+def test_words_that_would_be_ignored_are_refused(files, tmp_path, capsys):
+    assert cli.main(arguments(files, tmp_path / "run", "--keep", "0.5", "--distill", "0.7")) == 2
+    assert "need --finetune-epochs" in capsys.readouterr().err
+    mixed = training(files, tmp_path / "run")
+    mixed[mixed.index("--calibration") + 1] = "spectrim.demo:demo_images"
+    assert cli.main(mixed) == 2
+    assert "give two sources of the same kind" in capsys.readouterr().err
+    empty = tmp_path / "plan.json"
+    empty.write_text(spectrim.Plan({}, spectrim.Cost(1, 1)).to_json())
+    assert cli.main(training(files, tmp_path / "run", "--plan", str(empty))) == 2
+    assert "replaces no layer" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_labels_that_the_network_does_not_know_are_refused(files, tmp_path, capsys):
+    held = np.load(files / "test.npz")
+    np.savez(tmp_path / "wrong.npz", images=held["images"], labels=held["labels"] + 5)
+    command = training(files, tmp_path / "run")
+    command[command.index("--calibration") + 1] = f"npz:{tmp_path}/wrong.npz"
+    assert cli.main(command) == 2
+    assert "but the network has 10 outputs; it must be 0 to 9" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
 def test_train_is_resumed_and_evaluated(files, tmp_path, capsys, monkeypatch):
     out = tmp_path / "run"
     monkeypatch.setattr(sys.modules["spectrim.train.fit"], "SAVE_SECONDS", 0.0)
@@ -265,7 +298,8 @@ def test_ordinary_training_and_fine_tuning(files, tmp_path, capsys):
     ("more", "match"),
     [
         (["--keep", "0.4", "--plan", "p.json"], "at most one"),
-        (["--plan", "gone.json"], "no plan file"),
+        (["--plan", "gone.json"], "the plan 'gone.json' cannot be read: No such file"),
+        (["--plan", __file__], "cannot be used: the plan is no JSON"),
         (["--every", "0", "--keep", "0.4"], "every"),
         (["--epochs", "0"], "epochs"),
         (["--replan", "2"], "--keep FRACTION"),

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 import spectrim as st
 from spectrim.factorize._base import as_tuple
+from spectrim.statistics import statistics
 from spectrim.surgery import balanced, working_weight
 from spectrim.train.batches import Tensors, augment
 
@@ -78,9 +79,12 @@ def test_distorted_equals_factorized_and_distorting_again_changes_nothing(method
     assert not torch.allclose(before, distorted) or torch.equal(before, before.flatten()[0].expand_as(before)) or full == rank
     small = twist.finish()
     torch.testing.assert_close(small(x), model(x), rtol=1e-6, atol=1e-6)
-    moved = (module.weight.detach() - distorted).norm() / distorted.norm()  # a projection: exact the second time
-    assert moved < (0.1 if isinstance(method, st.CP) else 1e-6)
+    assert torch.equal(module.weight, distorted)  # the network just measured is the one returned
     assert st.cost(small, x) == plan.cost
+    again = st.Distortion(model, plan).finish()  # a projection, but for CP: exact the second time
+    torch.testing.assert_close(again(x), small(x), rtol=1e-5, atol=1e-5) if not isinstance(method, st.CP) else None
+    moved = (module.weight.detach() - distorted).norm() / distorted.norm()
+    assert moved < (0.1 if isinstance(method, st.CP) else 1e-6)
 
 
 def test_structure_identity_and_optimizer_state_stay():
@@ -253,6 +257,7 @@ def test_bad_input():
         st.Distortion(model, {"conv1": 3})
     with pytest.raises(ValueError, match="does not fit"):
         st.Distortion(nn.Sequential(nn.Conv2d(3, 3, 3)), plan)
+    whole = network()[0]
     nn.utils.parametrizations.weight_norm(model.conv1)
     with pytest.raises(TypeError, match="computed, not stored"):
         st.Distortion(model, plan)
@@ -278,11 +283,75 @@ def test_bad_input():
     with pytest.raises(TypeError, match="moments is int"):
         st.Distortion(network()[0], plan, moments=3)
     with pytest.raises(ValueError, match="due after 200 steps"):
-        st.fit(network()[0], (x, y), recipe=st.Recipe(epochs=1), twist=st.Distortion(network()[0], plan))
+        st.fit(whole, (x, y), recipe=st.Recipe(epochs=1), twist=st.Distortion(whole, plan))
+    with pytest.raises(ValueError, match=r"the ranks are the plan's \(tighten=9\), and that is due after 36 steps"):
+        twist = st.Distortion(whole, plan, every=st.Schedule(4, tighten=9))
+        st.fit(whole, (x, y), recipe=st.Recipe(epochs=8, batch=16), twist=twist)
+    with pytest.raises(ValueError, match="not a Distortion of this network"):
+        st.fit(whole, (x, y), twist=st.Distortion(network()[0], plan))
     with pytest.raises(ValueError, match="at least 2"):
         st.loss_along(network()[0], plan, batches=[(x, y)], points=1)
+    with pytest.raises(ValueError, match="'steps' must|lacks steps, distortions, due"):
+        twist.load_state_dict({"format": "spectrim-distortion-1", "schedule": dataclasses.asdict(twist.schedule)})
+
+
+def test_what_cannot_be_trained_on_gets_one_sentence_and_leaves_the_network_alone(tmp_path):
+    model, x, y = network()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    stranger = tmp_path / "other.pt"
+    torch.save([105], stranger)
+    recipe = st.Recipe(epochs=1, batch=16)
+    for data, words in (
+        ((x / 0, y), "NaN or infinity among them"),
+        ((x, y + 1), r"labels are from \d to 5, but the network has 5 outputs"),
+        ((x, y - 1), "labels are from -1 to"),
+        ((x, y.float()), "one whole number per image"),
+        ((x, functional.one_hot(y)), "one whole number per image"),
+        ((x.byte(), y), "images are torch.uint8"),
+        ([(x, y[:3])], "one class number per image"),
+        ([(x, "cat")], "it must be two tensors"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            st.fit(model, data, recipe=recipe)
+    with pytest.raises(ValueError, match="of another run"):
+        st.fit(model, (x, y), recipe=dataclasses.replace(recipe, checkpoint=stranger))
+    assert torch.load(stranger, weights_only=True) == [105]
     with pytest.raises(FloatingPointError, match="lower the rate"):
-        st.fit(network()[0], (x / 0, y), recipe=st.Recipe(epochs=1, batch=16))
+        st.fit(copy.deepcopy(model), (x, y), recipe=dataclasses.replace(recipe, epochs=20, rate=1e3))
+    for bad in ({"seed": "a"}, {"flip": 3}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            st.Recipe(**bad)
+    with pytest.raises(ValueError, match="growth is inf"):
+        st.Schedule(growth=float("inf"))
+    with pytest.raises(ValueError, match="labels are from 5"):
+        st.loss_along(model, plan_of(model, x), batches=[(x, y * 0 + 5)])
+    with pytest.raises(ValueError, match="labels are from 5"):
+        st.Accuracy([(x, y * 0 + 5)]).per_example(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    model.conv2.weight.data[0] = torch.nan
+    with pytest.raises(ValueError, match=r"'conv2.weight' holds NaN"):
+        st.fit(model, (x, y), recipe=recipe)
+    with pytest.raises(ValueError, match="weight of 'conv2' holds NaN"):
+        st.Distortion(model, plan_of(model, x)).distort()
+
+
+def test_moments_that_do_not_fit_are_refused():
+    model, x, _ = network()
+    plan = plan_of(model, x)
+    moments = statistics(model, st.find_layers(model, x[:1]), [x])
+    st.Distortion(model, plan, moments=moments).distort()
+    small = dataclasses.replace(moments["conv2"], response=moments["conv2"].response[:, :2, :2])
+    for wrong in ({}, {"conv1": 5}, {**moments, "conv2": small}):
+        with pytest.raises(ValueError, match="nothing that fits the planned layer"):
+            st.Distortion(model, plan, moments=wrong).distort()
+    with pytest.raises(TypeError, match="moments gave NoneType"):
+        st.Distortion(model, plan, moments=lambda net: None).distort()
+
+
+def test_history_counts_the_images_of_any_loader():
+    model, x, y = network()
+    batches = [(x[:10], y[:10]), (x[10:30], y[10:30])]
+    assert st.fit(model, batches, recipe=st.Recipe(epochs=2)).images == 30
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -338,7 +407,9 @@ def test_a_signal_waits_for_the_step_and_keeps_it(tmp_path):
     st.fit(whole, (x, y), recipe=dataclasses.replace(recipe, checkpoint=None))
     handler = signal.getsignal(signal.SIGINT)
     hook = half.conv1.register_forward_hook(
-        lambda *_: signal.raise_signal(signal.SIGINT) if next(count) == 5 else None  # in the middle of the sixth step
+        lambda *_: (
+            signal.raise_signal(signal.SIGINT) if next(count) == 6 else None
+        )  # in the sixth step: the first look is at one image
     )
     count = itertools.count()
     with pytest.raises(KeyboardInterrupt):

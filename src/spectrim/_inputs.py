@@ -77,6 +77,11 @@ def split_data(
         norm: Mean and standard deviation as they were typed, or None.
         held: Largest share of the calibration source that decisions may keep away from training.
     """
+    if calibration is not None and is_callable_spec(data) != is_callable_spec(calibration):
+        raise ValueError(
+            f"of the data {data!r} and the calibration {calibration!r} one is stored images and the other a callable; give two "
+            "sources of the same kind, since only stored images are normalised here"
+        )
     if is_callable_spec(data):
         testing = open_callable(data)
         given = open_callable(calibration) if calibration is not None else None

@@ -45,10 +45,20 @@ class Accuracy:
                 logits = tensors_of(model(inputs.to(device)))[0]
                 if labels.shape != logits.shape[:1]:
                     raise ValueError(f"labels have shape {tuple(labels.shape)}; Accuracy needs one class number per example")
+                check_labels(labels, logits)
                 hits.append((logits.argmax(1).cpu() == labels.cpu()).double())
         if not hits:
             raise ValueError("there is nothing to evaluate on: the batches are empty (a generator can be read only once)")
         return torch.cat(hits)
+
+
+def check_labels(labels: Tensor, logits: Tensor) -> None:
+    """Raise a ValueError if a label (N,) is none of the classes of the logits (N, K)."""
+    low, high, classes = int(labels.min()), int(labels.max()), logits.shape[1]
+    if not 0 <= low <= high < classes:
+        raise ValueError(
+            f"labels are from {low} to {high}, but the network has {classes} outputs; it must be 0 to {classes - 1}"
+        )
 
 
 class Scorer:

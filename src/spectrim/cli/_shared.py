@@ -24,6 +24,7 @@ from torch import nn
 from spectrim._inputs import Sources, split_data
 from spectrim.config import Config
 from spectrim.factorize import Factorization, parse
+from spectrim.plan import Plan
 from spectrim.report import Report
 from spectrim.result import check_output
 from spectrim.search import SEARCHES
@@ -33,6 +34,7 @@ from spectrim.zoo import load_weights, make_model
 out = Console()
 err = Console(stderr=True)
 LATE = 30.0  # seconds without a line in a log before a stage that goes on is told of
+ARGUMENTS = "arguments.json"  # in a folder of unfinished work
 HELD = 0.2  # largest share of the training images that decisions keep away from training
 RATES = {"sgd": 0.02, "adamw": 0.001}  # largest learning rates, unless asked for
 Json = Annotated[bool, Parameter(name="--json")]
@@ -179,6 +181,17 @@ def device_of(name: str) -> torch.device:
         raise ValueError(f"the device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
 
 
+def plan_file(name: str) -> Plan:
+    """Return the plan in a file."""
+    try:
+        return Plan.from_json(Path(name).read_text())
+    except OSError as error:
+        raise ValueError(f"the plan {name!r} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        reason = "it is no text" if isinstance(error, UnicodeDecodeError) else str(error)
+        raise ValueError(f"the plan {name!r} cannot be used: {reason}") from error
+
+
 def free(name: str) -> str:
     """Return the name, or the first with a number that is not taken."""
     candidates = (name, *(f"{name}-{number}" for number in range(2, 1000)))
@@ -189,10 +202,14 @@ def begin(out_dir: str, resume: bool) -> tuple[Path, Path]:
     """Return where the result goes and where unfinished work is kept.
 
     Raises:
-        ValueError: If the first holds something, or the second does and it is not to be resumed.
+        ValueError: If the first holds something, or the second does and it is not to be resumed or no unfinished work.
     """
     target = check_output(out_dir)
     partial = target.with_name(target.name + ".partial")
+    if partial.exists() and not (partial / ARGUMENTS).is_file():
+        raise ValueError(
+            f"{str(partial)!r} is needed for unfinished work, but holds something else; move it away, or choose another --out"
+        )
     if partial.exists() and not resume:
         raise ValueError(f"{str(partial)!r} holds an interrupted run; add --resume to go on with it, or remove it")
     return target, partial
@@ -205,7 +222,7 @@ def unfinished(partial: Path, resume: bool, words: dict[str, Any]) -> Iterator[N
     Raises:
         ValueError: If the run to be resumed had other arguments.
     """
-    noted, text = partial / "arguments.json", json.dumps(words, indent=1, default=str)
+    noted, text = partial / ARGUMENTS, json.dumps(words, indent=1, default=str)
     if noted.is_file():
         before = json.loads(noted.read_text())
         others = [name for name, value in json.loads(text).items() if before.get(name) != value]

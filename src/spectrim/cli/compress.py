@@ -67,6 +67,8 @@ def compress(
     budget = _budget(keep, max_drop, metric)
     if finetune_epochs and source.calibration is None:
         raise ValueError("--finetune-epochs needs labelled training images: give them with --calibration")
+    if training != Training() and not finetune_epochs:
+        raise ValueError("--distill, --rate and other words about training need --finetune-epochs N")
     target, partial = begin(out_dir, resume)
     network = source.network(model)
     sources = source.open(choice, held=HELD if finetune_epochs else 1.0)

@@ -17,7 +17,7 @@ from torch import distributed, nn
 
 from spectrim._inputs import Sources, first_examples, training_data
 from spectrim.accuracy import Accuracy, Scorer
-from spectrim.cli._shared import HELD, Choice, Json, Source, Training, begin, progress, show, unfinished
+from spectrim.cli._shared import HELD, Choice, Json, Source, Training, begin, plan_file, progress, show, unfinished
 from spectrim.compress import Study
 from spectrim.config import Config
 from spectrim.cost import Keep
@@ -142,9 +142,12 @@ class _Session:
     def plan(self, file: str | None, partial: Path) -> Plan:
         """Return the plan: of the file, of the interrupted run, or chosen now (by the first process for all)."""
         if file is not None:
-            if not Path(file).is_file():
-                raise ValueError(f"there is no plan file {file!r}")
-            return Plan.from_json(Path(file).read_text())
+            found = plan_file(file)
+            if not found:
+                raise ValueError(
+                    f"the plan {file!r} replaces no layer, so there is nothing to distort; leave --plan out to train ordinarily"
+                )
+            return found
         if self.budget is None:
             return Plan({}, cost(self.network, self.example))
         kept = partial / "plan.json"

@@ -87,8 +87,7 @@ def minimum(harms: list[np.ndarray], costs: list[np.ndarray], limit: int) -> lis
         rest -= int(costs[index][0])
         options = np.flatnonzero(losses[index] <= gap)
         loss, harm, cost = (
-            (old[:, None] + new[index][options]).ravel()
-            for old, new in ((loss, losses), (harm, harms), (cost, costs))
+            (old[:, None] + new[index][options]).ravel() for old, new in ((loss, losses), (harm, harms), (cost, costs))
         )
         alive = np.flatnonzero((loss <= gap) & (cost + rest <= limit))
         if len(alive) > STATES:

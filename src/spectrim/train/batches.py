@@ -14,9 +14,16 @@ class Tensors:
     """Batches of images and labels in memory, in another order each epoch; each process gets its part of every batch."""
 
     def __init__(self, images: Tensor, labels: Tensor, *, size: int, seed: int = 0) -> None:
-        """Check that there is a label for each image."""
+        """Check that there is a class number for each image."""
+        if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+            raise ValueError(f"labels are {labels.dtype} of shape {tuple(labels.shape)}; it must be one whole number per image")
+        if not images.is_floating_point():
+            raise ValueError(
+                f"images are {images.dtype}; it must be floating-point numbers, normalised as the network wants them"
+            )
         if len(images) != len(labels) or not len(images):
             raise ValueError(f"there are {len(images)} images and {len(labels)} labels; it must be as many, and at least one")
+        labels = labels.long()
         self.images, self.labels, self.size, self.seed, self.number = images, labels, min(size, len(images)), seed, 0
 
     def __len__(self) -> int:

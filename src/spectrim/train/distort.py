@@ -9,6 +9,7 @@ Reference: Lee, Kwon, Kim, Wei: Learning low-rank approximation for CNNs (arXiv 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -50,8 +51,8 @@ class Schedule:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}")
-        if not isinstance(self.growth, (int, float)) or not self.growth > 0:
-            raise ValueError(f"growth is {self.growth!r}; it must be larger than 0, such as 1.0 for a constant interval")
+        if not isinstance(self.growth, (int, float)) or not 0 < self.growth < math.inf:
+            raise ValueError(f"growth is {self.growth!r}; it must be a number above 0, such as 1.0 for a constant interval")
 
     def interval(self, done: int) -> int:
         """Return the steps from distortion number `done` (counted from 0) to the next one."""
@@ -70,11 +71,11 @@ class Distortion:
         plan: Which layers, methods and ranks; any decomposition.
         every: S_D in optimizer steps (100 to 5000 are customary), or a `Schedule`.
         replan: Called with the network every `Schedule.replan` distortions; returns the plan from there on.
-        moments: From `statistics`: distort in the response norm instead of the weight norm. A function from the network to
-            them is called at every distortion, since they age as the network learns.
+        moments: From `statistics`, for every planned layer: distort in the response norm instead of the weight norm. A
+            function from the network to them is called at every distortion, since they age as the network learns.
 
     Raises:
-        ValueError: If the plan is empty or does not fit the network.
+        ValueError: If the plan is empty or does not fit the network; later, if a kernel holds NaN or moments do not fit.
         TypeError: If a weight is sharded or computed, so that it cannot be overwritten.
 
     Reference:
@@ -103,6 +104,7 @@ class Distortion:
         self.distortions = 0
         self.due = self.schedule.warmup + self.schedule.interval(0)
         self.seconds = 0.0
+        self.written: dict[str, tuple[Option, tuple[Tensor, ...]]] = {}  # what the last distortion made of each layer
 
     def step(self) -> bool:
         """Count one optimizer step, and distort if it is time.
@@ -135,7 +137,9 @@ class Distortion:
         for index, option in enumerate(self.options()):
             module, owner = module_of(network, option), index % world
             if owner == here:
-                _overwrite(module, option, _factors(module, option, moments))
+                factors = _factors(module, option, moments)
+                self.written[option.layer.name] = option, factors
+                _overwrite(module, option, factors)
             if world > 1:
                 distributed.broadcast(module.weight.data, src=owner)  # type: ignore[arg-type]
         self.seconds += time.perf_counter() - start
@@ -143,6 +147,8 @@ class Distortion:
     @torch.no_grad()
     def finish(self, model: nn.Module | None = None) -> nn.Module:
         """Distort a last time, at the plan's ranks, and return the factorized network, which computes the same.
+
+        Kernels that still are what the last distortion wrote keep its factors: the network just measured is the one returned.
 
         Args:
             model: Another network of the same structure, such as an averaged copy; by default the one in training.
@@ -157,7 +163,10 @@ class Distortion:
         small = duplicate(network)
         for name, option in self.plan.items():
             module = module_of(network, option)
-            factors = _factors(module, option, moments)
+            before, factors = self.written.get(name, (None, ()))
+            if before != option or not _is_product(module, option, factors):
+                factors = _factors(module, option, moments)
+                self.written[name] = option, factors
             replace_module(small, name, build(option, module, factors, original_bias(module)))
             _overwrite(module, option, factors)
         if _is_distributed():
@@ -187,6 +196,9 @@ class Distortion:
             raise ValueError(f"this is no state of a Distortion: its 'format' must be {FORMAT!r}")
         if state["schedule"] != asdict(self.schedule):
             raise ValueError(f"the state is of another schedule, {state['schedule']}; this Distortion has {self.schedule}")
+        missing = [name for name in ("steps", "distortions", "due", "seconds", "plan") if name not in state]
+        if missing:
+            raise ValueError(f"the state is incomplete: it lacks {', '.join(missing)}")
         plan = Plan.from_json(state["plan"])
         _check(plan, self.model)
         self.plan = plan
@@ -199,13 +211,18 @@ class Distortion:
         _check(plan, self.model)
         return plan
 
-    def _moments(self, network: nn.Module) -> Mapping[str, Moments]:
+    def _moments(self, network: nn.Module) -> Mapping[str, Moments] | None:
         if self.moments is None:
-            return {}
-        if callable(self.moments):
+            return None
+        moments = self.moments
+        if callable(moments):
             with torch.enable_grad():
-                return self.moments(network)
-        return self.moments
+                moments = moments(network)
+        if not isinstance(moments, Mapping):
+            raise TypeError(
+                f"moments gave {type(moments).__name__}; it must be a mapping from layer names, as from `statistics`"
+            )
+        return moments
 
 
 def _check(plan: Plan, model: nn.Module) -> None:
@@ -221,20 +238,34 @@ def _check(plan: Plan, model: nn.Module) -> None:
             raise TypeError(f"the weight of {name!r} is a {type(weight.data).__name__}; only whole, unsharded weights work")
 
 
-def _factors(module: nn.Module, option: Option, moments: Mapping[str, Moments]) -> tuple[Tensor, ...]:
+def _factors(module: nn.Module, option: Option, moments: Mapping[str, Moments] | None) -> tuple[Tensor, ...]:
     assert option.method is not None
     weight = working_weight(option.layer, module)
-    moment = moments.get(option.layer.name)
-    if moment is not None:
-        moved: list[Any] = [value.to(weight.device) if isinstance(value, Tensor) else value for value in vars(moment).values()]
-        moment = Moments(*moved)
-    return option.method.factors(weight, option.rank, moment)
+    if not weight.isfinite().all():
+        raise ValueError(f"the weight of {option.layer.name!r} holds NaN or infinity; was the learning rate too large?")
+    if moments is None:
+        return option.method.factors(weight, option.rank)
+    name, (groups, outputs) = option.layer.name, weight.shape[:2]
+    moment = moments.get(name)
+    if not isinstance(moment, Moments) or moment.response.shape != (groups, outputs, outputs):
+        raise ValueError(
+            f"the moments have nothing that fits the planned layer {name!r}; give what `statistics` says of this network"
+        )
+    moved: list[Any] = [value.to(weight.device) if isinstance(value, Tensor) else value for value in vars(moment).values()]
+    return option.method.factors(weight, option.rank, Moments(*moved))
 
 
 def _overwrite(module: nn.Module, option: Option, factors: Sequence[Tensor]) -> None:
     """Write the factors' product over the kernel, in place."""
     assert option.method is not None
     module.weight.copy_(from_canonical(option.layer, option.method.merge(factors)))  # type: ignore[operator]
+
+
+def _is_product(module: nn.Module, option: Option, factors: Sequence[Tensor]) -> bool:
+    """Return whether the kernel still is what `_overwrite` made of these factors."""
+    assert option.method is not None
+    merged = from_canonical(option.layer, option.method.merge(factors))
+    return torch.equal(module.weight, merged.to(module.weight))  # type: ignore[arg-type]
 
 
 def _looser(option: Option, share: float) -> Rank:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
+from spectrim.accuracy import check_labels
 from spectrim.layer import evaluation_mode, tensors_of, unwrap
 from spectrim.train.batches import Tensors, augment, place
 from spectrim.train.distort import Distortion
@@ -91,6 +92,8 @@ class Recipe:
         for name, allowed in (("optimizer", ("sgd", "adamw")), ("precision", ("auto", "float32", "bfloat16"))):
             if getattr(self, name) not in allowed and not callable(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; allowed are {', '.join(allowed)}")
+        if not isinstance(self.seed, int) or not isinstance(self.flip, bool):
+            raise ValueError(f"seed is {self.seed!r} and flip {self.flip!r}; it must be a whole number, and True or False")
 
     def words(self) -> dict[str, Any]:
         """Return what decides the result, JSON-ready."""
@@ -140,7 +143,8 @@ def fit(
         twist: Its `step()` is called after every step of the optimizer; `finish()` is left to the caller.
 
     Raises:
-        ValueError: If the recipe asks for a teacher that is not given, the run ends before the first distortion, or the
+        ValueError: If the recipe asks for a teacher that is not given, images, labels or weights cannot be trained on, the
+            run ends before the first distortion or before the ranks are the plan's, `twist` is of another network, or the
             checkpoint is of another run.
         FloatingPointError: If the loss has grown beyond all bounds.
     """
@@ -178,12 +182,7 @@ class _Run:
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = _optimizer(recipe, trained)
         self.total = recipe.epochs * self.length
-        self.images = len(batches) * getattr(batches, "size", recipe.batch)
-        if twist is not None and twist.steps == 0 and self.total < twist.due:
-            raise ValueError(
-                f"the first distortion is due after {twist.due} steps, but {recipe.epochs} epochs are {self.total} steps; "
-                "distort more often (every) or train longer"
-            )
+        self._check(trained, batches)
         self.about = {
             "recipe": recipe.words(),
             "batches in an epoch": self.length,
@@ -193,10 +192,35 @@ class _Run:
         self.interrupted = False
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._share)
         self.steps = 0
+        self.seen = 0
         self.losses: list[float] = []
         self.sum = torch.zeros((), device=self.device)
         self.seconds = 0.0
         self.saved = time.perf_counter()
+
+    def _check(self, trained: list[nn.Parameter], batches: Any) -> None:
+        """Refuse what cannot end well, before anything is changed."""
+        if not trained:
+            raise ValueError("the network has no parameter that requires a gradient, so there is nothing to train")
+        for name, value in self.model.named_parameters():
+            if not value.isfinite().all():
+                raise ValueError(f"the network's {name!r} holds NaN or infinity; give weights that are finite")
+        if isinstance(batches, Tensors):
+            _check_batch(batches.images, batches.labels)
+            with evaluation_mode(self.model), torch.no_grad():
+                check_labels(batches.labels, tensors_of(self.model(batches.images[:1].to(self.device)))[0])
+        if self.twist is None:
+            return
+        if not isinstance(self.twist, Distortion) or unwrap(self.twist.model) is not self.model:
+            raise ValueError("the twist is not a Distortion of this network; make it with the network that is trained")
+        schedule, wanted = self.twist.schedule, max(1, self.twist.schedule.tighten)
+        needed = schedule.warmup + sum(schedule.interval(done) for done in range(wanted))
+        if self.twist.steps == 0 and self.total < needed:
+            what = "the first distortion is" if wanted == 1 else f"the ranks are the plan's (tighten={wanted}), and that is"
+            raise ValueError(
+                f"{what} due after {needed} steps, but {self.recipe.epochs} epochs are {self.total} steps; "
+                "distort more often (every) or train longer"
+            )
 
     def _share(self, step: int) -> float:
         """Return the learning rate as a share of the largest: one cycle of two half cosines."""
@@ -212,7 +236,10 @@ class _Run:
         for index, (inputs, labels) in enumerate(batches):
             if index < done:
                 continue
-            loss = self._step(inputs.to(self.device), labels.to(self.device), teacher)
+            if not isinstance(batches, Tensors):
+                _check_batch(inputs, labels)
+            self.seen += len(inputs) * place()[1]
+            loss = self._step(inputs.to(self.device), labels.to(self.device).long(), teacher)
             self.sum += loss.detach()
             if self.steps % TICK == 0 or self.steps % self.length == 0:
                 self._look()
@@ -236,6 +263,8 @@ class _Run:
             inputs = augment(inputs, recipe.crop, recipe.flip, torch.Generator().manual_seed(seed))
         with self._autocast():
             outputs = tensors_of(self.network(inputs))[0]
+            if labels.device.type == "cpu":  # elsewhere each look waits for the device
+                check_labels(labels, outputs)
             loss = functional.cross_entropy(outputs.float(), labels, label_smoothing=recipe.smoothing)
             if teacher is not None and recipe.distill:
                 with torch.no_grad(), evaluation_mode(teacher):
@@ -285,7 +314,7 @@ class _Run:
         mean = float(self.sum) / ((self.steps - 1) % self.length + 1)
         if not mean < DIVERGED:
             raise FloatingPointError(
-                f"the training loss has grown to {mean:.3g} at step {self.steps}; lower the rate (now {self.recipe.rate:g})"
+                f"the training loss has grown to {mean:.3g} by step {self.steps}; lower the rate (now {self.recipe.rate:g})"
             )
         if self.recipe.progress is not None and place()[0] == 0:
             self.recipe.progress("training", self.steps / self.total)
@@ -305,7 +334,13 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "twist": None if self.twist is None else self.twist.state_dict(),
-            "numbers": {"steps": self.steps, "losses": self.losses, "sum": float(self.sum), "seconds": self.seconds},
+            "numbers": {
+                "steps": self.steps,
+                "losses": self.losses,
+                "sum": float(self.sum),
+                "seconds": self.seconds,
+                "seen": self.seen,
+            },
         }
         torch.save(state, partial)
         partial.replace(path)
@@ -315,7 +350,7 @@ class _Run:
         if self.recipe.checkpoint is None or not Path(self.recipe.checkpoint).is_file():
             return
         state = torch.load(self.recipe.checkpoint, map_location=self.device, weights_only=True)
-        about = state.get("about", {}) if state.get("format") == FORMAT else {}
+        about = state.get("about", {}) if isinstance(state, dict) and state.get("format") == FORMAT else {}
         others = [name for name, value in self.about.items() if about.get(name) != value]
         if others:
             path, what = str(self.recipe.checkpoint), ", ".join(others)
@@ -327,12 +362,14 @@ class _Run:
             self.twist.load_state_dict(state["twist"])
         numbers = state["numbers"]
         self.steps, self.losses, self.seconds = numbers["steps"], numbers["losses"], numbers["seconds"]
+        self.seen = numbers["seen"]
         self.sum.fill_(numbers["sum"])
 
     def history(self) -> History:
         """Return the account."""
         distorted = (0, 0.0) if self.twist is None else (self.twist.distortions, self.twist.seconds)
-        return History(self.steps, self.losses, self.seconds, self.images, *distorted)
+        images = round(self.seen * self.length / max(self.steps, 1))
+        return History(self.steps, self.losses, self.seconds, images, *distorted)
 
 
 def _optimizer(recipe: Recipe, trained: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -341,6 +378,21 @@ def _optimizer(recipe: Recipe, trained: list[nn.Parameter]) -> torch.optim.Optim
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(trained, recipe.rate, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay)
     return torch.optim.AdamW(trained, recipe.rate, weight_decay=recipe.weight_decay)
+
+
+def _check_batch(inputs: Tensor, labels: Tensor) -> None:
+    """Refuse a batch that would ruin the network or end in an error that names no cause."""
+    if not isinstance(inputs, Tensor) or not isinstance(labels, Tensor):
+        raise ValueError(
+            f"a batch is {type(inputs).__name__} and {type(labels).__name__}; it must be two tensors, images and labels"
+        )
+    if labels.shape != inputs.shape[:1] or labels.is_floating_point():
+        raise ValueError(
+            f"a batch has images {tuple(inputs.shape)} and {labels.dtype} labels {tuple(labels.shape)}; it must be one class "
+            "number per image"
+        )
+    if not inputs.is_floating_point() or not inputs.isfinite().all():
+        raise ValueError("there are images of whole numbers, or NaN or infinity among them; give finite, normalised images")
 
 
 def _is_pair(data: Any) -> bool:

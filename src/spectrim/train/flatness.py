@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from spectrim.accuracy import check_labels
 from spectrim.factorize._base import from_canonical
 from spectrim.layer import evaluation_mode, tensors_of
 from spectrim.plan import Plan
@@ -34,8 +35,8 @@ def loss_along(
     Reference:
         Lee, Kwon, Kim, Wei: Learning low-rank approximation for CNNs (arXiv 1905.10145), section 2, "flat minima".
     """
-    if points < 2:
-        raise ValueError(f"points is {points}; it must be at least 2: both ends of the way")
+    if not isinstance(points, int) or points < 2:
+        raise ValueError(f"points is {points}; it must be a whole number of at least 2: both ends of the way")
     walker = duplicate(model)
     ends = {}
     for name, option in plan.items():
@@ -71,6 +72,7 @@ def _measured(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tup
     with evaluation_mode(model):
         for inputs, labels in batches:
             logits = tensors_of(model(inputs.to(device)))[0]
+            check_labels(labels, logits)
             losses.append(functional.cross_entropy(logits.float(), labels.to(device), reduction="none").cpu())
             hits.append((logits.argmax(1).cpu() == labels.cpu()).double())
     if not losses:
