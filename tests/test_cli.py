@@ -291,7 +291,12 @@ def test_ordinary_training_and_fine_tuning(files, tmp_path, capsys):
     assert report["training"]["steps"] == 4 and report["seconds"]["fine-tuning"] > 0 and report["kept"]["macs"] <= 0.3
     assert cli.main(training(files, tmp_path / "again", "--keep", "0.4", "--replan", "1", "--tighten", "2")) == 0
     text = capsys.readouterr().out
-    assert "loss on the way to low rank" in text and "2 distortions" in text and "before the last distortion" in text
+    assert (
+        "loss on the way to low rank" in text
+        and "2 distortions" in text
+        and "selection images as trained" in text
+        and "images decomposed" in text
+    )
 
 
 @pytest.mark.parametrize(

@@ -184,11 +184,10 @@ class _Session:
             after = loss_along(self.network, plan, batches=looked, label="after training")
             curves.append(after)
             trained["schedule"] = dataclasses.asdict(schedule)
-            trained["accuracy"] = {
-                f"on {after.examples:,} selection images before the last distortion": after.accuracy[0],
-                f"on {after.examples:,} selection images after it": after.accuracy[-1],
-            }
+            images = f"on {after.examples:,} selection images"
+            accuracy = {f"{images} as trained": after.accuracy[0]}
             small = distortion.finish().eval()
+            trained["accuracy"] = {**accuracy, f"{images} decomposed": Accuracy(looked)(small)}
         score = Scorer(Accuracy(self.sources.test), self.given).score(small)
         return Result(small, plan, self._report(plan, small, score, trained, tuple(curves)))
 
