@@ -107,7 +107,7 @@ def minimum(harms: list[np.ndarray], costs: list[np.ndarray], limit: int) -> lis
 
 def _price(harms: list[np.ndarray], costs: list[np.ndarray], limit: int) -> float:
     """Return the harm that a unit of cost is worth: the least price at which the classes' own choices are within the limit."""
-    low, high = 0.0, sum(float(harm.max()) for harm in harms) / max(limit, 1)
+    low, high = 0.0, sum(float(np.ptp(harm)) for harm in harms) / max(limit, 1)
     if _total(costs, _cheapest(harms, costs, low)) <= limit:
         return low
     while _total(costs, _cheapest(harms, costs, high)) > limit:
