@@ -11,18 +11,19 @@ from spectrim.cost import Keep, Metric
 from spectrim.plan import Option, Plan
 from spectrim.search._base import Menu, Probe, Search
 
-STATES = 50_000  # partial plans that are followed; of more, those of least bound
-HALVINGS = 60  # of the price's bracket
-TOLERANCE = 1e-6  # of the harm; smaller gains are not looked for
+STATES = 20_000  # partial plans that are followed; of more, those of least bound
+WIDE = 10  # times as many are looked at before those that others beat are left out
+FIRST = 200  # the same in a first, quick pass
+TOLERANCE = 1e-5  # of the harm; smaller gains are not looked for
 
 
 @dataclass(frozen=True)
 class Knapsack(Search):
     """Minimise the sum of predicted harms under the budget, one option per layer.
 
-    Dynamic programming over the layers, where a partial plan is followed only while its lower bound, from the price of a unit
-    of cost that Lagrangian relaxation finds, is below the harm of a plan already at hand. Exact to one part in a million of
-    the harm while at most `STATES` partial plans survive; beyond that at least as good as the plan at hand.
+    Dynamic programming over the layers, where a partial plan is followed only while the relaxed optimum of the other layers
+    (their convex hulls, steps taken in part) could still bring it below the best plan found. Exact to 1e-5 of the harm while at
+    most `STATES` partial plans survive; of more, those of least bound are followed.
 
     Args:
         score: `response`: predicted loss in nats. `whitened`: each layer's dropped share of its own output energy, as in BALF.
@@ -71,72 +72,69 @@ def minimum(harms: list[np.ndarray], costs: list[np.ndarray], limit: int) -> lis
         costs: Whole numbers, (K_i,), rising.
         limit: At least the sum of the first costs.
     """
-    price = _price(harms, costs, limit)
-    best = _improved(harms, costs, _cheapest(harms, costs, price), limit)
-    priced = [harm + price * cost for harm, cost in zip(harms, costs, strict=True)]
-    losses = [row - row.min() for row in priced]  # by how much an option raises the lower bound
-    bound = sum(float(row.min()) for row in priced) - price * limit
-    gap = (1 - TOLERANCE) * _total(harms, best) - bound
-    if gap <= 0:
-        return best
-    order = sorted(range(len(harms)), key=lambda index: int((losses[index] <= gap).sum()))
-    loss, harm, cost = np.zeros(1), np.zeros(1), np.zeros(1, dtype=np.int64)
-    rest = sum(int(row[0]) for row in costs)
-    steps: list[tuple[np.ndarray, np.ndarray]] = []
-    for index in order:
-        rest -= int(costs[index][0])
-        options = np.flatnonzero(losses[index] <= gap)
-        loss, harm, cost = (
-            (old[:, None] + new[index][options]).ravel() for old, new in ((loss, losses), (harm, harms), (cost, costs))
-        )
-        alive = np.flatnonzero((loss <= gap) & (cost + rest <= limit))
-        if len(alive) > STATES:
-            alive = alive[np.argpartition(loss[alive], STATES)[:STATES]]
-        alive = alive[np.lexsort((harm[alive], cost[alive]))]
-        least = np.minimum.accumulate(harm[alive])
-        alive = alive[np.concatenate([[True], harm[alive][1:] < least[:-1]])] if len(alive) else alive
-        loss, harm, cost = loss[alive], harm[alive], cost[alive]
-        steps.append((alive // len(options), options[alive % len(options)]))
-    if not len(harm) or float(harm.min()) >= _total(harms, best):
-        return best
-    state, chosen = int(harm.argmin()), [0] * len(harms)
-    for index, (parents, options) in zip(reversed(order), reversed(steps), strict=True):
-        chosen[index], state = int(options[state]), int(parents[state])
-    return chosen
+    order = sorted(range(len(harms)), key=lambda index: -int(np.ptp(costs[index])))  # fine steps last: bounds are tight there
+    harms, costs = [harms[index] for index in order], [costs[index] for index in order]
+    best, bar = [0] * len(harms), np.inf
+    for states in (FIRST, STATES):  # the first pass makes a plan whose harm leaves the second less to follow
+        found = _followed(harms, costs, limit, bar, states)
+        if found is not None:
+            best = found
+            least = sum(float(harm[index]) for harm, index in zip(harms, best, strict=True))
+            bar = least - TOLERANCE * abs(least)
+    return [best[order.index(index)] for index in range(len(order))]
 
 
-def _price(harms: list[np.ndarray], costs: list[np.ndarray], limit: int) -> float:
-    """Return the harm that a unit of cost is worth: the least price at which the classes' own choices are within the limit."""
-    low, high = 0.0, sum(float(np.ptp(harm)) for harm in harms) / max(limit, 1)
-    if _total(costs, _cheapest(harms, costs, low)) <= limit:
-        return low
-    while _total(costs, _cheapest(harms, costs, high)) > limit:
-        low, high = high, 4 * high
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        low, high = (low, middle) if _total(costs, _cheapest(harms, costs, middle)) <= limit else (middle, high)
-    return high
+def _followed(harms: list[np.ndarray], costs: list[np.ndarray], limit: int, bar: float, states: int) -> list[int] | None:
+    """Return the best choice whose harm is below the bar, following so many partial ones; None if there is none."""
+    steps = [_hull(harm, cost) for harm, cost in zip(harms, costs, strict=True)]
+    harm, cost = np.zeros(1), np.zeros(1, dtype=np.int64)
+    trail: list[tuple[np.ndarray, np.ndarray]] = []
+    for index, (more, price) in enumerate(zip(harms, costs, strict=True)):
+        rest = _relaxed(harms[index + 1 :], costs[index + 1 :], steps[index + 1 :])
+        total, spent = (harm[:, None] + more).ravel(), (cost[:, None] + price).ravel()
+        alive = np.flatnonzero(spent <= limit - rest[0][0])
+        bound = total[alive] + np.interp(limit - spent[alive], *rest)
+        alive, bound = alive[bound < bar], bound[bound < bar]
+        alive, bound = _least(alive, bound, WIDE * states)
+        sort = np.lexsort((total[alive], spent[alive]))
+        alive, bound = alive[sort], bound[sort]
+        better = np.diff(np.minimum.accumulate(total[alive]), prepend=np.inf) < 0  # than all that cost less
+        alive, bound = _least(alive[better], bound[better], states)
+        harm, cost = total[alive], spent[alive]
+        trail.append((alive // len(more), alive % len(more)))
+    if not len(harm):
+        return None
+    state, chosen = int(harm.argmin()), []
+    for parents, options in reversed(trail):
+        chosen.append(int(options[state]))
+        state = int(parents[state])
+    return chosen[::-1]
 
 
-def _cheapest(harms: list[np.ndarray], costs: list[np.ndarray], price: float) -> list[int]:
-    return [int(np.argmin(harm + price * cost)) for harm, cost in zip(harms, costs, strict=True)]
+def _least(chosen: np.ndarray, bound: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return at most so many, those of least bound."""
+    if len(chosen) <= count:
+        return chosen, bound
+    few = np.argpartition(bound, count)[:count]
+    return chosen[few], bound[few]
 
 
-def _total(values: list[np.ndarray], chosen: list[int]) -> float:
-    return float(sum(row[index] for row, index in zip(values, chosen, strict=True)))
+def _hull(harm: np.ndarray, cost: np.ndarray) -> np.ndarray:
+    """Return the steps (S, 2) of cost and harm along the lower convex hull of a class's options, steepest first."""
+    kept = [0]
+    for index in range(1, len(harm)):
+        while len(kept) > 1:
+            a, b = kept[-2:]
+            if (harm[b] - harm[a]) * float(cost[index] - cost[b]) < (harm[index] - harm[b]) * float(cost[b] - cost[a]):
+                break
+            kept.pop()
+        kept.append(index)
+    return np.stack([np.diff(cost[kept]), np.diff(harm[kept])], axis=1)
 
 
-def _improved(harms: list[np.ndarray], costs: list[np.ndarray], chosen: list[int], limit: int) -> list[int]:
-    """Spend what the limit leaves: change one class's option at a time, as long as the harm falls."""
-    chosen = list(chosen)
-    while chosen:
-        room = limit - int(_total(costs, chosen))
-        gains = [
-            np.where(cost <= cost[index] + room, harm[index] - harm, -np.inf)
-            for harm, cost, index in zip(harms, costs, chosen, strict=True)
-        ]
-        row = int(np.argmax([gain.max() for gain in gains]))
-        if gains[row].max() <= 0:
-            break
-        chosen[row] = int(gains[row].argmax())
-    return chosen
+def _relaxed(harms: list[np.ndarray], costs: list[np.ndarray], steps: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the corners, costs and harms, of the least harm over the cost of these classes if steps could be taken in part."""
+    start = [[float(sum(cost[0] for cost in costs)), float(sum(harm[0] for harm in harms))]]
+    found = np.concatenate([np.zeros((0, 2)), *steps])
+    corners = np.cumsum(np.concatenate([start, found[np.argsort(found[:, 1] / found[:, 0])]]), axis=0)
+    return corners[:, 0], corners[:, 1]
