@@ -178,7 +178,7 @@ class Bench:
         }
 
     def knapsack(self, name: str) -> dict[str, Any]:
-        """Seconds, one thread, and least harm of random classes: ours, and scipy's HiGHS (to 1e-6 of the harm, 60 s at most)."""
+        """Seconds on one thread and least harm of random classes: ours, and scipy's HiGHS (to 1e-6, 60 s at most)."""
         rows = {}
         for classes, options, fraction in ((13, 400, 0.5), (13, 400, 0.1), (50, 300, 0.5), (50, 300, 0.1), (150, 300, 0.5)):
             random = np.random.default_rng(classes)
