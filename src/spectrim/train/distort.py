@@ -134,14 +134,14 @@ class Distortion:
         moments = self._moments(network)
         world = distributed.get_world_size() if _is_distributed() else 1
         here = distributed.get_rank() if world > 1 else 0
-        for index, option in enumerate(self.options()):
-            module, owner = module_of(network, option), index % world
-            if owner == here:
-                factors = _factors(module, option, moments)
-                self.written[option.layer.name] = option, factors
-                _overwrite(module, option, factors)
+        planned = [(option, module_of(network, option)) for option in self.options()]
+        made = [(option, _factors(module, option, moments)) for option, module in planned[here::world]]
+        self.written = {option.layer.name: (option, factors) for option, factors in made}
+        for index, (option, module) in enumerate(planned):
+            if option.layer.name in self.written:
+                _overwrite(module, option, self.written[option.layer.name][1])
             if world > 1:
-                distributed.broadcast(module.weight.data, src=owner)  # type: ignore[arg-type]
+                distributed.broadcast(module.weight.data, src=index % world)  # type: ignore[arg-type]
         self.seconds += time.perf_counter() - start
 
     @torch.no_grad()

@@ -26,7 +26,7 @@ from spectrim.layer import evaluation_mode, tensors_of, unwrap
 from spectrim.train.batches import Tensors, augment, place
 from spectrim.train.distort import Distortion
 
-FORMAT = "spectrim-training-1"
+FORMAT = "spectrim-training-2"
 SAVE_SECONDS = 60.0
 DIVERGED = 100.0  # nats; guessing among a thousand classes costs 7
 RANGES = {
