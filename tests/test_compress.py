@@ -322,7 +322,7 @@ class Shrinking:
         ({"model": overflowing_model}, ValueError, "outputs or gradients of layer 'conv1' overflow"),
         ({"model": lambda m: torch.jit.script(nn.ReLU())}, TypeError, "TorchScript"),
         ({"model": lambda m: "resnet"}, TypeError, "must be a torch.nn.Module"),
-        ({"model": lambda m: nn.Sequential(nn.Conv2d(3, 1, 1))}, st.BudgetError, "cannot be met"),
+        ({"model": lambda m: nn.Sequential(nn.Conv2d(3, 1, 1))}, st.BudgetError, "cannot be met: no method pays"),
         ({"example": torch.randn(1, 4, 8, 8)}, ValueError, "expected input|does not go through|same size"),
         ({"example": (1, 3, 8, 8)}, ValueError, "must be a tensor"),
         ({"calibration": []}, ValueError, "empty"),

@@ -31,7 +31,10 @@ class Menu:
         least = sum(min(option.cost.of(budget.metric) for option in row) for row in self.options)
         if least > limit:
             if all(len(row) == 1 for row in self.options):
-                raise BudgetError("nothing can be compressed: no method pays on any layer that may be replaced")
+                raise BudgetError(
+                    f"Keep({budget.fraction:g}, {budget.metric!r}) cannot be met: no method pays on any layer that may be "
+                    "replaced; `spectrim inspect` tells the reason for each"
+                )
             reachable = (least + fixed) / self.original.of(budget.metric)
             raise BudgetError(
                 f"Keep({budget.fraction:g}, {budget.metric!r}) cannot be met: the methods and layers allowed reach "
