@@ -308,7 +308,7 @@ def test_what_cannot_be_trained_on_gets_one_sentence_and_leaves_the_network_alon
         ((x, y.float()), "one whole number per image"),
         ((x, functional.one_hot(y)), "one whole number per image"),
         ((x.byte(), y), "images are torch.uint8"),
-        ([(x, y[:3])], "one class number per image"),
+        ([(x, y[:3])], "64 images and 3 labels"),
         ([(x, "cat")], "it must be two tensors"),
     ):
         with pytest.raises(ValueError, match=words):

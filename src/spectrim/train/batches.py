@@ -14,15 +14,8 @@ class Tensors:
     """Batches of images and labels in memory, in another order each epoch; each process gets its part of every batch."""
 
     def __init__(self, images: Tensor, labels: Tensor, *, size: int, seed: int = 0) -> None:
-        """Check that there is a class number for each image."""
-        if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-            raise ValueError(f"labels are {labels.dtype} of shape {tuple(labels.shape)}; it must be one whole number per image")
-        if not images.is_floating_point():
-            raise ValueError(
-                f"images are {images.dtype}; it must be floating-point numbers, normalised as the network wants them"
-            )
-        if len(images) != len(labels) or not len(images):
-            raise ValueError(f"there are {len(images)} images and {len(labels)} labels; it must be as many, and at least one")
+        """Check the images and labels."""
+        check_batch(images, labels)
         labels = labels.long()
         self.images, self.labels, self.size, self.seed, self.number = images, labels, min(size, len(images)), seed, 0
 
@@ -47,6 +40,22 @@ class Tensors:
         for chosen in order(len(self.images), self.size, self.seed, self.number):
             mine = chosen[rank::world]
             yield self.images[mine], self.labels[mine]
+
+
+def check_batch(images: Tensor, labels: Tensor) -> None:
+    """Raise a ValueError if a network cannot be trained on these, or would be ruined by them."""
+    if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
+        raise ValueError(
+            f"a batch is {type(images).__name__} and {type(labels).__name__}; it must be two tensors, images and labels"
+        )
+    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"labels are {labels.dtype} of shape {tuple(labels.shape)}; it must be one whole number per image")
+    if len(images) != len(labels) or not len(images):
+        raise ValueError(f"there are {len(images)} images and {len(labels)} labels; it must be as many, and at least one")
+    if not images.is_floating_point():
+        raise ValueError(f"images are {images.dtype}; it must be floating-point numbers, normalised as the network wants them")
+    if not images.isfinite().all():
+        raise ValueError("the images have NaN or infinity among them; give finite numbers")
 
 
 def order(count: int, size: int, seed: int, epoch: int) -> list[Tensor]:

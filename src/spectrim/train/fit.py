@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from spectrim.accuracy import check_labels
 from spectrim.layer import evaluation_mode, tensors_of, unwrap
-from spectrim.train.batches import Tensors, augment, place
+from spectrim.train.batches import Tensors, augment, check_batch, place
 from spectrim.train.distort import Distortion
 
 FORMAT = "spectrim-training-2"
@@ -206,7 +206,6 @@ class _Run:
             if not value.isfinite().all():
                 raise ValueError(f"the network's {name!r} holds NaN or infinity; give weights that are finite")
         if isinstance(batches, Tensors):
-            _check_batch(batches.images, batches.labels)
             with evaluation_mode(self.model), torch.no_grad():
                 check_labels(batches.labels, tensors_of(self.model(batches.images[:1].to(self.device)))[0])
         if self.twist is None:
@@ -237,7 +236,7 @@ class _Run:
             if index < done:
                 continue
             if not isinstance(batches, Tensors):
-                _check_batch(inputs, labels)
+                check_batch(inputs, labels)
             self.seen += len(inputs) * place()[1]
             loss = self._step(inputs.to(self.device), labels.to(self.device).long(), teacher)
             self.sum += loss.detach()
@@ -378,21 +377,6 @@ def _optimizer(recipe: Recipe, trained: list[nn.Parameter]) -> torch.optim.Optim
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(trained, recipe.rate, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay)
     return torch.optim.AdamW(trained, recipe.rate, weight_decay=recipe.weight_decay)
-
-
-def _check_batch(inputs: Tensor, labels: Tensor) -> None:
-    """Refuse a batch that would ruin the network or end in an error that names no cause."""
-    if not isinstance(inputs, Tensor) or not isinstance(labels, Tensor):
-        raise ValueError(
-            f"a batch is {type(inputs).__name__} and {type(labels).__name__}; it must be two tensors, images and labels"
-        )
-    if labels.shape != inputs.shape[:1] or labels.is_floating_point():
-        raise ValueError(
-            f"a batch has images {tuple(inputs.shape)} and {labels.dtype} labels {tuple(labels.shape)}; it must be one class "
-            "number per image"
-        )
-    if not inputs.is_floating_point() or not inputs.isfinite().all():
-        raise ValueError("there are images of whole numbers, or NaN or infinity among them; give finite, normalised images")
 
 
 def _is_pair(data: Any) -> bool:
