@@ -131,7 +131,7 @@ def test_hugging_face_trainer(tmp_path):
     assert second.twist.steps == 9 and second.twist.distortions == 3 and ranks(model.backbone) == [3, 3, 3]
     small = second.finish().eval()
     torch.testing.assert_close(small(x), model.backbone.eval()(x), rtol=1e-4, atol=1e-4)
-    (tmp_path / "run" / "checkpoint-4" / "distortion.json").unlink()
+    (tmp_path / "run" / "checkpoint-4" / "distortion.pt").unlink()
     with pytest.raises(ValueError, match="resumed at step 4"):
         trained(9, callback(), tmp_path / "run", str(tmp_path / "run" / "checkpoint-4"))
 

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import io
 import itertools
 import signal
 import sys
@@ -85,6 +86,31 @@ def test_distorted_equals_factorized_and_distorting_again_changes_nothing(method
     torch.testing.assert_close(again(x), small(x), rtol=1e-5, atol=1e-5) if not isinstance(method, st.CP) else None
     moved = (module.weight.detach() - distorted).norm() / distorted.norm()
     assert moved < (0.1 if isinstance(method, st.CP) else 1e-6)
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("depthwise", ["axes", "kernel"])
+def test_cp_distorted_twice_stays_where_it_is(depthwise, geometry):
+    """A fit from the beginning would end elsewhere; one from the last factors is a projection."""
+    module, x = layer_and_input(geometry)
+    method, model = st.CP(depthwise), nn.Sequential(module)
+    (layer,) = st.find_layers(model, x)
+    if not method.fits(layer) or method.full_rank(layer) < 2:
+        return
+    plan = st.plan_from(model, x, {"0": (method, min(method.full_rank(layer) // 2, 12))})
+    twist = st.Distortion(model, plan)
+    twist.distort()
+    first = module.weight.detach().clone()
+    for _ in range(20):
+        twist.distort()
+    torch.testing.assert_close(module.weight.detach(), first, rtol=1e-6, atol=1e-6)
+    change = 0.1 * torch.randn_like(first) * first.std()
+    errors = []
+    for fresh in (False, True):
+        module.weight.data.copy_(first + change)
+        (st.Distortion(model, plan) if fresh else twist).distort()
+        errors.append(float((module.weight.detach() - first - change).norm()))
+    assert errors[0] < 1.2 * errors[1]  # nor is it any worse for a kernel that has moved
 
 
 def test_structure_identity_and_optimizer_state_stay():
@@ -193,16 +219,19 @@ def test_response_norm_projects_in_that_norm():
     assert harms[False] < harms[True]
 
 
-def test_state_is_resumed_exactly():
+@pytest.mark.parametrize("method", [st.ChannelSVD(), st.CP()], ids=["ChannelSVD", "CP"])
+def test_state_is_resumed_exactly(method):
     model, x, y = network()
     model.train()
-    plan = plan_of(model, x)
+    plan = plan_of(model, x, method)
     whole, half = copy.deepcopy(model), copy.deepcopy(model)
     schedule = st.Schedule(3, growth=1.5, tighten=3)
-    train(whole, x, y, 20, st.Distortion(whole, plan, every=schedule))
+    train(whole, x, y, 26, st.Distortion(whole, plan, every=schedule))
     twist = st.Distortion(half, plan, every=schedule)
-    optimizer = train(half, x, y, 11, twist)
-    state = copy.deepcopy((half.state_dict(), optimizer.state_dict(), twist.state_dict()))
+    optimizer = train(half, x, y, 17, twist)
+    file = io.BytesIO()
+    torch.save((half.state_dict(), optimizer.state_dict(), twist.state_dict()), file)
+    state = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
     again = copy.deepcopy(model)
     again.load_state_dict(state[0])
     optimizer = torch.optim.SGD(again.parameters(), 0.05, momentum=0.9)
@@ -211,6 +240,11 @@ def test_state_is_resumed_exactly():
     twist.load_state_dict(state[2])
     train(again, x, y, 9, twist, optimizer)
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values(), strict=True))
+    assert twist.distortions == 4
+    small = twist.finish()
+    other = st.Distortion(model, plan, every=schedule)
+    other.load_state_dict(twist.state_dict())
+    assert all(map(torch.equal, small.state_dict().values(), other.finish(again).state_dict().values()))
     with pytest.raises(ValueError, match="another schedule"):
         st.Distortion(model, plan, every=7).load_state_dict(state[2])
     with pytest.raises(ValueError, match="no state of a Distortion"):
@@ -292,7 +326,7 @@ def test_bad_input():
     with pytest.raises(ValueError, match="at least 2"):
         st.loss_along(network()[0], plan, batches=[(x, y)], points=1)
     with pytest.raises(ValueError, match="'steps' must|lacks steps, distortions, due"):
-        twist.load_state_dict({"format": "spectrim-distortion-1", "schedule": dataclasses.asdict(twist.schedule)})
+        twist.load_state_dict({"format": "spectrim-distortion-2", "schedule": dataclasses.asdict(twist.schedule)})
 
 
 def test_what_cannot_be_trained_on_gets_one_sentence_and_leaves_the_network_alone(tmp_path):

@@ -91,6 +91,15 @@ class Factorization(ABC):
     def factors(self, weight: Tensor, rank: Rank, moments: Moments | None = None) -> tuple[Tensor, ...]:
         """Return the canonical weight of each weighted part, the best the method knows in the norm of `moments`."""
 
+    def followed(
+        self, weight: Tensor, rank: Rank, last: Sequence[Tensor], moments: Moments | None = None
+    ) -> tuple[Tensor, ...]:
+        """Return the factors of a weight that has changed little since it had the factors `last`.
+
+        A method with a closed form has no use for them; an iterative one starts there.
+        """
+        return self.factors(weight, rank, moments)
+
     @abstractmethod
     def merge(self, factors: Sequence[Tensor]) -> Tensor:
         """Return the dense canonical kernel (g, T, S, *kernel) that the factors multiply out to."""

@@ -26,6 +26,7 @@ from spectrim.factorize._nested import left_vectors
 from spectrim.layer import Layer
 
 SWEEPS = 60  # of alternating least squares
+SWEEPS_NEAR = 10  # from factors of a weight that was nearly the same
 SENSITIVITY = (0.03, 3e-4)  # weight of the terms' own squared norms in the first and in the last sweep
 WIDTH = 2  # dimensions of each mode in which they work, in units of the rank
 STEP = 1.32  # ratio of neighbouring ranks on the menu
@@ -94,8 +95,16 @@ class CP(Factorization):
         """Return (g, r, S, ones), (g * r, 1, 1, its axes) for each depthwise part, (g, T, r, ones)."""
         return next(self._fitted(weight, [rank], moments))
 
-    def _fitted(self, weight: Tensor, ranks: Sequence[Rank], moments: Moments | None) -> Iterator[tuple[Tensor, ...]]:
-        """Yield the factors of each rank; what the ranks share is computed once."""
+    def followed(
+        self, weight: Tensor, rank: Rank, last: Sequence[Tensor], moments: Moments | None = None
+    ) -> tuple[Tensor, ...]:
+        """Return factors found from the last ones: a fit from the beginning ends elsewhere, even for their own product."""
+        return next(self._fitted(weight, [rank], moments, last))
+
+    def _fitted(
+        self, weight: Tensor, ranks: Sequence[Rank], moments: Moments | None, last: Sequence[Tensor] = ()
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the factors of each rank; what the ranks share is computed once. `last` are factors to start from."""
         g, t, s = weight.shape[:3]
         kernel = weight.shape[3:]
         sizes = (t, s, *self._sizes(kernel))
@@ -109,7 +118,8 @@ class CP(Factorization):
                 groups = [_units(tensor, rank) for tensor in weight.reshape(g, *sizes)]
                 modes = [torch.stack(mode) for mode in zip(*groups, strict=True)]
             else:
-                groups = [_alternate(tensor, rank, left) for tensor, left in zip(weighted, spaces, strict=True)]
+                starts = self._modes(last, root, scale) if last else [_start(left, rank) for left in spaces]
+                groups = [_alternate(*each, near=bool(last)) for each in zip(weighted, starts, spaces, strict=True)]
                 modes = [torch.stack(mode) for mode in zip(*groups, strict=True)]  # (g, size, r) for T, S, kernel
                 modes[1] = inverse @ modes[1]
                 modes[0] = regress_last(weight.flatten(2), _products(modes[1:]), moments)
@@ -118,6 +128,16 @@ class CP(Factorization):
                 shape = [size if axis in axes else 1 for axis, size in enumerate(kernel)]
                 middle.append(mode.mT.reshape(g * rank, 1, 1, *shape))
             yield modes[1].mT.reshape(g, rank, s, *ones), *middle, modes[0].reshape(g, t, rank, *ones)
+
+    def _modes(self, factors: Sequence[Tensor], root: Tensor, scale: Tensor) -> list[list[Tensor]]:
+        """Return the modes (size, r) of each group behind factors, weighted and scaled as in the fit."""
+        g, r = factors[0].shape[:2]
+        first, rest = root @ factors[-1].flatten(2), [scale @ factors[0].flatten(2).mT]
+        rest += [factor.reshape(g, r, -1).mT for factor in factors[1:-1]]
+        for index, mode in enumerate(rest):
+            length = mode.norm(dim=1, keepdim=True).clamp_min(torch.finfo(mode.dtype).tiny)
+            first, rest[index] = first * length, mode / length
+        return [list(group) for group in zip(first, *rest, strict=True)]
 
     def merge(self, factors: Sequence[Tensor]) -> Tensor:
         """Return the sum of the separable kernels."""
@@ -149,19 +169,21 @@ def _products(modes: Sequence[Tensor]) -> Tensor:
     return result
 
 
-def _alternate(tensor: Tensor, rank: int, spaces: Sequence[Tensor]) -> list[Tensor]:
+def _alternate(tensor: Tensor, modes: list[Tensor], spaces: Sequence[Tensor], *, near: bool) -> list[Tensor]:
     """Return CP factors (size, r) of a tensor, one a mode, by alternating least squares.
 
     Large tensors are first compressed to the leading `WIDTH` * r singular vectors of each unfolding (CANDELINC). The sum of the
     terms' squared norms counts a little, less from sweep to sweep: else large terms grow that cancel each other, and small
-    changes of a factor change the kernel much.
+    changes of a factor change the kernel much. Near a solution the norms of the steps count instead, so that a kernel that
+    already has these factors keeps them.
 
     Args:
         tensor: (T, S, kernel modes).
-        rank: Below the bound from which on a decomposition is trivially exact.
+        modes: Where to start (size, r); r below the bound from which on a decomposition is trivially exact.
         spaces: Left singular vectors (size, at most size) of every unfolding.
+        near: Whether the start is nearly the solution; then few sweeps are enough.
     """
-    modes = _start(spaces, rank)
+    rank = modes[0].shape[1]
     bases = [space[:, : WIDTH * rank] if WIDTH * rank < len(space) else None for space in spaces]
     for mode, basis in enumerate(bases):
         if basis is not None:
@@ -170,14 +192,14 @@ def _alternate(tensor: Tensor, rank: int, spaces: Sequence[Tensor]) -> list[Tens
     flat, sizes = tensor.reshape(len(tensor), -1), tensor.shape
     grams = [mode.T @ mode for mode in modes]
     first, last = SENSITIVITY
-    for sweep in range(SWEEPS):
-        ridge = first * (last / first) ** (sweep / (SWEEPS - 1))
+    for sweep in range(SWEEPS_NEAR if near else SWEEPS):
+        ridge = last if near else first * (last / first) ** (sweep / (SWEEPS - 1))
         rest = _products([mode[None] for mode in modes[1:]])[0]  # (S * kernel, r)
-        modes[0] = _solved(flat @ rest, grams, 0, ridge)
+        modes[0] = _solved(flat @ rest, grams, 0, ridge, modes[0] if near else None)
         grams[0] = modes[0].T @ modes[0]
         seen = (flat.T @ modes[0]).unflatten(0, sizes[1:])  # (S, k1, ..., r)
         for mode in range(1, len(sizes)):
-            modes[mode] = _solved(_inner(seen, modes, mode), grams, mode, ridge)
+            modes[mode] = _solved(_inner(seen, modes, mode), grams, mode, ridge, modes[mode] if near else None)
             if mode < len(sizes) - 1:
                 length = modes[mode].norm(dim=0).clamp_min(torch.finfo(tensor.dtype).tiny)
                 modes[mode] = modes[mode] / length
@@ -196,7 +218,7 @@ def _start(spaces: Sequence[Tensor], rank: int) -> list[Tensor]:
     return modes
 
 
-def _solved(inner: Tensor, grams: Sequence[Tensor], mode: int, ridge: float) -> Tensor:
+def _solved(inner: Tensor, grams: Sequence[Tensor], mode: int, ridge: float, middle: Tensor | None) -> Tensor:
     """Return the least-squares factor of one mode.
 
     Args:
@@ -204,9 +226,11 @@ def _solved(inner: Tensor, grams: Sequence[Tensor], mode: int, ridge: float) -> 
         grams: Gram matrices (r, r) of all modes.
         mode: Which one is wanted.
         ridge: Weight of the terms' own squared norms.
+        middle: What they are measured from, (size, r); by default zero.
     """
     gram = torch.stack([gram for other, gram in enumerate(grams) if other != mode]).prod(0)
     own = ridge * gram.diagonal() + torch.finfo(gram.dtype).tiny  # of a layer of zeros nothing is left
+    inner = inner if middle is None else inner + own * middle
     solution: Tensor = torch.linalg.solve(gram + torch.diag(own), inner.T).T
     return solution
 

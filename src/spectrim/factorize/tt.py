@@ -85,7 +85,7 @@ class TensorTrain(Factorization):
         return (*chain, replace(pointwise(layer, widths[-1], outputs, chain[-1]), bias=layer.bias))
 
     def factors(self, weight: Tensor, rank: Rank, moments: Moments | None = None) -> tuple[Tensor, ...]:
-        """Return the cores; those of a linear layer are (t1, r, s1), (t2, r, s2) and a scale (T, 1, 1)."""
+        """Return the cores; those of a linear layer are (1, t1 r, s1, 1), (1, t2, r s2) and a scale (T, 1, 1, 1)."""
         if isinstance(rank, int):
             return _linear_factors(weight, rank)
         g, t, s = weight.shape[:3]
@@ -111,9 +111,12 @@ class TensorTrain(Factorization):
     def merge(self, factors: Sequence[Tensor]) -> Tensor:
         """Return the product of the chain."""
         first, *middle, last = factors
-        if first.ndim == 3:
-            product = torch.einsum("art,brs->abts", first, middle[0])
-            return (last[:, :, 0] * product.flatten(2).flatten(0, 1))[None]
+        if middle[0].ndim == 3:  # of a linear layer
+            outputs, (t2, width) = len(last), middle[0].shape[1:]
+            t1, s1 = outputs // t2, first.shape[2]
+            rank = first.shape[1] // t1
+            product = torch.einsum("art,brs->abts", first.reshape(t1, rank, s1), middle[0].reshape(t2, rank, width // rank))
+            return last.reshape(1, outputs, 1) * product.reshape(1, outputs, -1)
         product = first.flatten(2)[..., None]  # (g, r1, S, taps so far)
         for core in middle:
             product = torch.einsum("grsk,gqrl->gqskl", product, core.flatten(3)).flatten(3)
@@ -173,4 +176,4 @@ def _linear_factors(weight: Tensor, rank: int) -> tuple[Tensor, ...]:
     u, values, vt = torch.linalg.svd(matrix, full_matrices=False)
     first = (u[:, :rank] * values[:rank].sqrt()).reshape(t1, s1, rank).transpose(1, 2)
     second = (values[:rank, None].sqrt() * vt[:rank]).reshape(rank, t2, s2).transpose(0, 1)
-    return first, second, torch.ones(weight.shape[1], 1, 1).to(weight)
+    return first.reshape(1, t1 * rank, s1, 1), second.reshape(1, t2, -1), torch.ones(weight.shape[1], 1, 1, 1).to(weight)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from spectrim.integrations._held import Held
 
@@ -13,7 +14,7 @@ try:
 except ImportError as error:
     raise ImportError("the Trainer callback needs the extra: pip install 'spectrim[train]'") from error
 
-FILE = "distortion.json"
+FILE = "distortion.pt"
 
 
 class DistortionCallback(Held, TrainerCallback):  # type: ignore[misc,unused-ignore]
@@ -30,7 +31,7 @@ class DistortionCallback(Held, TrainerCallback):  # type: ignore[misc,unused-ign
             file = self._folder(args, state) / FILE
             if not file.is_file():
                 raise ValueError(f"training is resumed at step {state.global_step}, but there is no {str(file)!r}")
-            twist.load_state_dict(json.loads(file.read_text()))
+            twist.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count an optimizer step."""
@@ -40,7 +41,7 @@ class DistortionCallback(Held, TrainerCallback):  # type: ignore[misc,unused-ign
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the state into the checkpoint."""
         if self.twist is not None and state.is_world_process_zero:
-            (self._folder(args, state) / FILE).write_text(json.dumps(self.twist.state_dict()))
+            torch.save(self.twist.state_dict(), self._folder(args, state) / FILE)
 
     @staticmethod
     def _folder(args: Any, state: Any) -> Path:

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, distributed, nn
 
 from spectrim.factorize import Moments, Rank
-from spectrim.factorize._base import as_tuple, from_canonical
+from spectrim.factorize._base import as_tuple, from_canonical, to_canonical
 from spectrim.layer import unwrap
 from spectrim.plan import Option, Plan
 from spectrim.surgery import build, duplicate, module_of, original_bias, replace_module, working_weight
 
-FORMAT = "spectrim-distortion-1"
+FORMAT = "spectrim-distortion-2"
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class Distortion:
     """Every S_D-th step, overwrite each planned kernel with its low-rank reconstruction.
 
     Call `step()` after each `optimizer.step()` and `finish()` at the end. Parameters keep their identity, keys, dtype and
-    memory format, and the optimizer its state. Under `torch.distributed` the layers are shared out, and every process ends
-    with the same weights.
+    memory format, and the optimizer its state. An iterative method (CP) starts from what it found the last time. Under
+    `torch.distributed` the layers are shared out, and every process ends with the same weights.
 
     Args:
         model: The network in training, or its wrapper (DistributedDataParallel, torch.compile); changed in place.
@@ -104,7 +104,7 @@ class Distortion:
         self.distortions = 0
         self.due = self.schedule.warmup + self.schedule.interval(0)
         self.seconds = 0.0
-        self.written: dict[str, tuple[Option, tuple[Tensor, ...]]] = {}  # what the last distortion made of each layer
+        self.written: dict[str, tuple[Tensor, ...]] = {}  # factors of what the last distortion made of each layer
 
     def step(self) -> bool:
         """Count one optimizer step, and distort if it is time.
@@ -135,13 +135,17 @@ class Distortion:
         world = distributed.get_world_size() if _is_distributed() else 1
         here = distributed.get_rank() if world > 1 else 0
         planned = [(option, module_of(network, option)) for option in self.options()]
-        made = [(option, _factors(module, option, moments)) for option, module in planned[here::world]]
-        self.written = {option.layer.name: (option, factors) for option, factors in made}
+        made = {option.layer.name: self._factors(module, option, moments) for option, module in planned[here::world]}
         for index, (option, module) in enumerate(planned):
-            if option.layer.name in self.written:
-                _overwrite(module, option, self.written[option.layer.name][1])
+            name = option.layer.name
+            if name in made:
+                _overwrite(module, option, made[name])
             if world > 1:
-                distributed.broadcast(module.weight.data, src=index % world)  # type: ignore[arg-type]
+                weight = working_weight(option.layer, module)
+                made.setdefault(name, tuple(weight.new_empty(shape) for shape in _shapes(option)))
+                for tensor in (module.weight.data, *made[name]):
+                    distributed.broadcast(tensor, src=index % world)  # type: ignore[arg-type]
+        self.written = made
         self.seconds += time.perf_counter() - start
 
     @torch.no_grad()
@@ -163,10 +167,9 @@ class Distortion:
         small = duplicate(network)
         for name, option in self.plan.items():
             module = module_of(network, option)
-            before, factors = self.written.get(name, (None, ()))
-            if before != option or not _is_product(module, option, factors):
-                factors = _factors(module, option, moments)
-                self.written[name] = option, factors
+            factors = self._last(option, working_weight(option.layer, module))
+            if not factors or not _is_product(module, option, factors):
+                factors = self.written[name] = self._factors(module, option, moments)
             replace_module(small, name, build(option, module, factors, original_bias(module)))
             _overwrite(module, option, factors)
         if _is_distributed():
@@ -182,9 +185,10 @@ class Distortion:
             yield option if share == 1.0 else replace(option, rank=_looser(option, share))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return counts and plan as plain numbers and text, for a checkpoint that `torch.load` reads without pickle."""
+        """Return counts, plan and last factors as numbers, text and tensors: `torch.load` reads them without pickle."""
         counts = {"steps": self.steps, "distortions": self.distortions, "due": self.due, "seconds": self.seconds}
-        return {"format": FORMAT, **counts, "schedule": asdict(self.schedule), "plan": self.plan.to_json()}
+        words = {"schedule": asdict(self.schedule), "plan": self.plan.to_json()}
+        return {"format": FORMAT, **counts, **words, "written": {name: list(made) for name, made in self.written.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken.
@@ -196,7 +200,7 @@ class Distortion:
             raise ValueError(f"this is no state of a Distortion: its 'format' must be {FORMAT!r}")
         if state["schedule"] != asdict(self.schedule):
             raise ValueError(f"the state is of another schedule, {state['schedule']}; this Distortion has {self.schedule}")
-        missing = [name for name in ("steps", "distortions", "due", "seconds", "plan") if name not in state]
+        missing = [name for name in ("steps", "distortions", "due", "seconds", "plan", "written") if name not in state]
         if missing:
             raise ValueError(f"the state is incomplete: it lacks {', '.join(missing)}")
         plan = Plan.from_json(state["plan"])
@@ -204,6 +208,25 @@ class Distortion:
         self.plan = plan
         self.steps, self.distortions, self.due = (int(state[name]) for name in ("steps", "distortions", "due"))
         self.seconds = float(state["seconds"])
+        self.written = {name: tuple(made) for name, made in state["written"].items()}
+
+    def _factors(self, module: nn.Module, option: Option, moments: Mapping[str, Moments] | None) -> tuple[Tensor, ...]:
+        assert option.method is not None
+        weight = working_weight(option.layer, module)
+        if not weight.isfinite().all():
+            raise ValueError(f"the weight of {option.layer.name!r} holds NaN or infinity; was the learning rate too large?")
+        moment = None if moments is None else _moment(moments, option, weight)
+        last = self._last(option, weight)
+        if last:
+            factors = option.method.followed(weight, option.rank, last, moment)
+        else:
+            factors = option.method.factors(weight, option.rank, moment)
+        return tuple(factor.contiguous() for factor in factors)
+
+    def _last(self, option: Option, weight: Tensor) -> tuple[Tensor, ...]:
+        """Return the factors of the last distortion, where the weight is; nothing if there are none of these shapes."""
+        factors = self.written.get(option.layer.name, ())
+        return tuple(factor.to(weight) for factor in factors) if [f.shape for f in factors] == _shapes(option) else ()
 
     def _replanned(self, replan: Callable[[nn.Module], Plan] | None) -> Plan:
         assert replan is not None
@@ -238,13 +261,7 @@ def _check(plan: Plan, model: nn.Module) -> None:
             raise TypeError(f"the weight of {name!r} is a {type(weight.data).__name__}; only whole, unsharded weights work")
 
 
-def _factors(module: nn.Module, option: Option, moments: Mapping[str, Moments] | None) -> tuple[Tensor, ...]:
-    assert option.method is not None
-    weight = working_weight(option.layer, module)
-    if not weight.isfinite().all():
-        raise ValueError(f"the weight of {option.layer.name!r} holds NaN or infinity; was the learning rate too large?")
-    if moments is None:
-        return option.method.factors(weight, option.rank)
+def _moment(moments: Mapping[str, Moments], option: Option, weight: Tensor) -> Moments:
     name, (groups, outputs) = option.layer.name, weight.shape[:2]
     moment = moments.get(name)
     if not isinstance(moment, Moments) or moment.response.shape != (groups, outputs, outputs):
@@ -252,7 +269,12 @@ def _factors(module: nn.Module, option: Option, moments: Mapping[str, Moments] |
             f"the moments have nothing that fits the planned layer {name!r}; give what `statistics` says of this network"
         )
     moved: list[Any] = [value.to(weight.device) if isinstance(value, Tensor) else value for value in vars(moment).values()]
-    return option.method.factors(weight, option.rank, Moments(*moved))
+    return Moments(*moved)
+
+
+def _shapes(option: Option) -> list[torch.Size]:
+    """Return the shapes of the factors."""
+    return [to_canonical(part, torch.empty(part.weight, device="meta")).shape for part in option.parts if part.weighted]
 
 
 def _overwrite(module: nn.Module, option: Option, factors: Sequence[Tensor]) -> None:
