@@ -306,6 +306,7 @@ def test_ordinary_training_and_fine_tuning(files, tmp_path, capsys):
         (["--plan", "gone.json"], "the plan 'gone.json' cannot be read: No such file"),
         (["--plan", __file__], "cannot be used: the plan is no JSON"),
         (["--every", "0", "--keep", "0.4"], "every"),
+        (["--every", "1.5", "--keep", "0.4"], "'1.5' is no whole number"),
         (["--epochs", "0"], "epochs"),
         (["--replan", "2"], "--keep FRACTION"),
         (["--every", "20"], "--keep FRACTION"),

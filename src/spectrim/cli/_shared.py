@@ -37,6 +37,17 @@ LATE = 30.0  # seconds without a line in a log before a stage that goes on is to
 ARGUMENTS = "arguments.json"  # in a folder of unfinished work
 HELD = 0.2  # largest share of the training images that decisions keep away from training
 RATES = {"sgd": 0.02, "adamw": 0.001}  # largest learning rates, unless asked for
+
+
+def _whole(kind: Any, tokens: Sequence[Any]) -> int:
+    text = tokens[0].value
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no whole number") from None
+
+
+Whole = Annotated[int, Parameter(converter=_whole)]  # without it 1.5 is rounded
 Json = Annotated[bool, Parameter(name="--json")]
 
 
@@ -64,7 +75,7 @@ class Source:
     input_shape: Annotated[str | None, Parameter(name="--input")] = None
     mean: str | None = None
     std: str | None = None
-    seed: int = 0
+    seed: Whole = 0
     device: str = "cpu"
     trust_pickle: bool = False
 
@@ -103,8 +114,8 @@ class Choice:
     methods: str | None = None
     search: str | None = None
     exclude: Sequence[str] = ()
-    multiple_of: int = 1
-    images: int = 1024
+    multiple_of: Whole = 1
+    images: Whole = 1024
 
     def config(self, seed: int, cache: Path, tell: Any) -> Config:
         """Return the configuration."""
@@ -137,12 +148,12 @@ class Training:
         distill: Share of the loss that imitates the original network's outputs, such as 0.7.
     """
 
-    batch: int = 128
+    batch: Whole = 128
     optimizer: Literal["sgd", "adamw"] | None = None
     rate: float | None = None
     weight_decay: float = 1e-4
     smoothing: float = 0.0
-    crop: int = 4
+    crop: Whole = 4
     flip: bool = True
     distill: float = 0.0
 

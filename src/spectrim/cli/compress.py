@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from spectrim._inputs import training_data
 from spectrim.accuracy import Accuracy, Scorer
-from spectrim.cli._shared import HELD, Choice, Json, Source, Training, begin, progress, show, unfinished
+from spectrim.cli._shared import HELD, Choice, Json, Source, Training, Whole, begin, progress, show, unfinished
 from spectrim.compress import compress as run
 from spectrim.cost import Budget, Keep, MaxDrop
 from spectrim.result import Result
@@ -28,7 +28,7 @@ def compress(
     choice: Choice = Choice(),
     refit: bool = True,
     batchnorm: bool = False,
-    finetune_epochs: int = 0,
+    finetune_epochs: Whole = 0,
     training: Training = Training(),
     resume: bool = False,
     as_json: Json = False,

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from spectrim._inputs import first_examples, split_data
 from spectrim.accuracy import Accuracy, Scorer
-from spectrim.cli._shared import Json, device_of
+from spectrim.cli._shared import Json, Whole, device_of
 from spectrim.result import load
 from spectrim.zoo import load_weights, make_model
 
 
 def evaluate(
-    run: str, *, data: str | None = None, images: int | None = None, device: str = "cpu", as_json: Json = False
+    run: str, *, data: str | None = None, images: Whole | None = None, device: str = "cpu", as_json: Json = False
 ) -> None:
     """Measure a saved result on labelled images, beside the original if its weight file is still there.
 

@@ -17,7 +17,7 @@ from torch import distributed, nn
 
 from spectrim._inputs import Sources, first_examples, training_data
 from spectrim.accuracy import Accuracy, Scorer
-from spectrim.cli._shared import HELD, Choice, Json, Source, Training, begin, plan_file, progress, show, unfinished
+from spectrim.cli._shared import HELD, Choice, Json, Source, Training, Whole, begin, plan_file, progress, show, unfinished
 from spectrim.compress import Study
 from spectrim.config import Config
 from spectrim.cost import Keep
@@ -44,10 +44,10 @@ class Twist:
         replan: Choose the plan anew after each so many distortions; 0 keeps it.
     """
 
-    every: int = 200
-    warmup: int = 0
-    tighten: int = 0
-    replan: int = 0
+    every: Whole = 200
+    warmup: Whole = 0
+    tighten: Whole = 0
+    replan: Whole = 0
 
 
 def train(
@@ -59,7 +59,7 @@ def train(
     metric: str = "macs",
     plan: str | None = None,
     choice: Choice = Choice(),
-    epochs: int = 10,
+    epochs: Whole = 10,
     twist: Twist = Twist(),
     training: Training = Training(),
     resume: bool = False,
