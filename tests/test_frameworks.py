@@ -151,16 +151,18 @@ from tests.test_frameworks import NAMES, network, ranks
 distributed.init_process_group("gloo")
 rank = distributed.get_rank()
 model, x, y, plan = network()
+plan = st.plan_from(model, x[:1], {"conv1": (st.CP(), 4), "conv2": (st.ChannelSVD(), 3), "conv3": (st.CP("kernel"), 3)})
 other = st.plan_from(model, x[:1], {"conv2": (st.SpatialSVD(), 2)})
 moments = []
 
 class Watching(st.Distortion):
     def distort(self, model=None):
         super().distort(model)
-        weights = torch.cat([p.detach().flatten() for p in self.model.parameters()])
+        factors = [factor for name in self.plan for factor in self.written[name]]
+        weights = torch.cat([p.detach().double().flatten() for p in (*self.model.parameters(), *factors)])
         both = [torch.empty_like(weights) for _ in range(2)]
         distributed.all_gather(both, weights)
-        assert torch.equal(*both), "the weights differ after a distortion"
+        assert torch.equal(*both), "the weights or factors differ after a distortion"
         moments.append(self.steps)
 
 schedule = st.Schedule(4, replan=2)
