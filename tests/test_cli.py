@@ -64,6 +64,24 @@ def test_images_for_a_rank_selection_that_measures(files, tmp_path, capsys):
     assert "it wants 4,608 images beyond the calibration's 256, and found 0" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.parametrize("size", [300, 1000, 1100, 1300])
+def test_images_for_decisions_are_kept_away_from_training(tmp_path, size):
+    """Whatever the size of the source: a fifth for decisions, of which none is trained on, and everything else is, once."""
+    numbers = np.arange(size)
+    images = np.stack([numbers // 256, numbers % 256, numbers * 0], -1).astype(np.uint8)[:, None, None]
+    np.savez(tmp_path / "source.npz", images=np.tile(images, (1, 4, 4, 1)), labels=numbers % 10)
+    spec = f"npz:{tmp_path}/source.npz"
+    sources = split_data(spec, spec, (1024, 0), None, ("0", "1"), 0.2)
+
+    def seen(batches):
+        pixels = torch.cat([x[:, :2, 0, 0] for x, _ in batches]).mul(255).round().int()
+        return (256 * pixels[:, 0] + pixels[:, 1]).tolist()
+
+    held, trained, calibrated = map(seen, (sources.selection, sources.training, sources.calibration))
+    assert len(held) == size // 5 and sorted(held + trained) == list(range(size))
+    assert set(calibrated) <= set(trained) and len(calibrated) == min(1024, len(trained))
+
+
 def test_a_model_file_that_imports_its_neighbour(tmp_path, monkeypatch):
     (tmp_path / "neighbour_of_net.py").write_text("from torch import nn\n\ndef layer():\n    return nn.Conv2d(1, 2, 3)\n")
     (tmp_path / "some_net.py").write_text("from neighbour_of_net import layer\n\ndef build():\n    return layer()\n")

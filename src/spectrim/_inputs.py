@@ -94,14 +94,17 @@ def split_data(
     half = max(1, len(source) // 2)
     count = min(images[0], len(source) if calibration is not None else half)
     count = max(count, min(sum(images), half))
+    kept = min(SELECTION, max(1, int(held * len(source))))
+    if held < 1:  # there will be training: what decisions look at is kept away from everything else
+        count = max(1, min(count, len(source) - kept))
     order = np.random.default_rng(0).permutation(len(source)).tolist()  # stored images are often sorted by class
     first, rest = order[:count], order[count:] or order[:count]
     head = Batches(source.part(first), form)
     if calibration is None:
         others = Batches(test.part(rest), form).in_memory()
         return Sources(torch.zeros(shape), head, others, others)
-    chosen = rest[: min(SELECTION, max(1, int(held * len(source))))]
-    training = Batches(source.part([*first, *rest[len(chosen) :]]), form)
+    chosen = rest[:kept]
+    training = Batches(source.part([*first, *order[count + kept :]]), form)
     selection = Batches(source.part(chosen), form).in_memory()
     return Sources(torch.zeros(shape), head, selection, Batches(test, form).in_memory(), training)
 
