@@ -451,10 +451,17 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n".join([*lines, *second_half(results)]) + "\n"
 
 
+def cost_at(every: int, cell: dict[str, Any], measured_at: int) -> float:
+    """Return the share of distortion in the training time at another S_D."""
+    distorting = cell["distortion share"] * cell["seconds"]
+    share = distorting * measured_at / every
+    return share / (share + cell["seconds"] - distorting)
+
+
 def second_half(results: dict[str, Any]) -> list[str]:
     """Return the tables beyond the paper's."""
     cells, lines = results["cells"], []
-    columns = "technique | top-1 | decomposed, trained | weight error at the start | params kept | MACs kept | ms (before)"
+    columns = "technique | top-1 | decomposed, trained | weight error at first | params kept | MACs kept | ms (before) | cost"
     lines += head("ResNet-32, 2-D techniques after distortion training", columns)
     for name in TECHNIQUES:
         cell = cells.get(f"technique | {name}")
@@ -462,7 +469,9 @@ def second_half(results: dict[str, Any]) -> list[str]:
             kept = f"{100 * cell['params kept']:.1f} % | {100 * cell['MACs kept']:.1f} %"
             rival = text(cells.get(RIVALS.get(name, "")))
             time = f"{cell['ms']:.2f} ({cell['ms before']:.2f})"
-            lines.append(f"| {name} | {text(cell)} | {rival} | {cell['weight error']:.3f} | {kept} | {time} |")
+            spent = f"{100 * cost_at(200, cell, results['setting'][1]):.2f} %"
+            lines.append(f"| {name} | {text(cell)} | {rival} | {cell['weight error']:.3f} | {kept} | {time} | {spent} |")
+    lines += ["", "Cost: share of distortion in the training time at S_D = 200, computed from the seconds measured here."]
     lines += head("ResNet-20, system A's plan", "way | top-1 | less control | params kept | MACs kept | steps")
     for name, cell in cells.items():
         if name.startswith("ResNet-20"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shutil
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,6 +30,19 @@ def machine() -> str:
     """Return what the numbers were measured on."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads"
     return f"{platform.machine()}, {device}, torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def version() -> str:
+    """Return the commit of the code that runs, with a plus if it was changed since; nothing outside a clone."""
+    if shutil.which("git") is None:
+        return ""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=RESULTS, capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain", "-uno", "--", "../../src", "../*.py")
+    return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
 
 
 def read(target: Path, command: str) -> dict[str, Any]:
@@ -56,6 +71,7 @@ def run(
         write: Writes the tables and plots beside it.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
+    code = version()
     for name, job in jobs.items():
         if arguments.only and not any(_means(text, name, jobs) for text in arguments.only):
             continue
@@ -65,7 +81,7 @@ def run(
         row = job()
         if target.exists():  # another process may have added cells
             results["cells"] = json.loads(target.read_text())["cells"]
-        results["cells"][name] = row
+        results["cells"][name] = {**row, "code": code}
         partial = target.with_suffix(".partial")
         partial.write_text(json.dumps(results, indent=1) + "\n")
         partial.replace(target)
