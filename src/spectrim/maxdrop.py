@@ -1,7 +1,8 @@
 """Which budget `MaxDrop` tries next: inside a bracket that shrinks, where predicted harm says that the drop meets the bound.
 
 Drops are taken for a power of the predicted harm, through the two budgets of the bracket (a secant in logarithms). Every
-third budget is the bracket's middle, so that a prediction that misleads costs tries and nothing else.
+third budget, once one has broken the bound, is the bracket's middle, so that a prediction that misleads costs tries and
+nothing else.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Bracket:
             return None
         middle = math.sqrt(self.low * self.high)
         wanted = self._harm()
-        if wanted is None or self.tries % 3 == 2:
+        if wanted is None or (self.tries % 3 == 2 and self.broke is not None):
             return middle
         low, high = self.low, self.high
         for _ in range(CUTS):
