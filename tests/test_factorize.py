@@ -12,8 +12,8 @@ from torch import nn
 
 import spectrim as st
 from nets import GEOMETRIES, layer_and_input
-from spectrim.factorize import FACTORIZATIONS, describe, parse
-from spectrim.factorize._base import from_canonical, harm, to_canonical
+from spectrim.factorize import FACTORIZATIONS, _base, describe, parse
+from spectrim.factorize._base import from_canonical, harm, symmetric_roots, to_canonical
 from spectrim.statistics import statistics
 from spectrim.surgery import working_weight
 from spectrim.testing import check_factorization
@@ -214,6 +214,22 @@ def test_weighted_spatial_svd_beats_the_plain_one_in_the_norm_that_matters():
         plain = harm(weight, method.merge(method.factors(weight, rank)), moments)
         fitted = harm(weight, method.merge(method.factors(weight, rank, moments)), moments)
         assert fitted < plain, describe(method)
+
+
+def test_roots_of_a_layer_are_computed_once_and_forgotten_with_it(monkeypatch):
+    calls = []
+    monkeypatch.setattr(_base, "symmetric_roots", lambda matrix: (calls.append(matrix.shape), symmetric_roots(matrix))[1])
+    module, x = layer_and_input("plain")
+    moments = statistics(nn.Sequential(module), st.find_layers(nn.Sequential(module), x), [x])["0"]
+    before = len(_base._roots)
+    root, inverse = _base.gradient_roots(moments)
+    again = _base.gradient_roots(dataclasses.replace(moments, covariance=None))  # as a refit changes all but G
+    assert again[0] is root and again[1] is inverse and len(calls) == 1
+    other = dataclasses.replace(moments, gradient=2 * moments.gradient)
+    torch.testing.assert_close(_base.gradient_roots(other)[0], 2**0.5 * root)
+    assert len(_base._roots) == before + 2
+    del moments, other
+    assert len(_base._roots) == before
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)

@@ -18,6 +18,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from spectrim.cost import Cost
 from spectrim.layer import Layer
@@ -26,6 +27,7 @@ Rank = int | tuple[int, ...]
 RIDGE = 1e-3  # added to C, relative to its mean diagonal, so that every Gram matrix of features can be inverted
 JITTER = 1e-13  # added to the diagonal of a Gram matrix of features, relative to it: some may be zero or repeat others
 FLOOR = 1e-6  # smallest eigenvalue kept, relative to the mean one, when a covariance is inverted
+_roots = WeakTensorKeyDictionary()  # of gradient moments, by identity
 
 
 @dataclass(frozen=True)
@@ -219,6 +221,14 @@ def symmetric_roots(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return (vectors * root[..., None, :]) @ vectors.mT, (vectors / root[..., None, :]) @ vectors.mT
 
 
+def gradient_roots(moments: Moments) -> tuple[Tensor, Tensor]:
+    """Return G^1/2 and G^-1/2 (g, T, T); every method and every fit of a layer shares them while G is in memory."""
+    found: tuple[Tensor, Tensor] | None = _roots.get(moments.gradient)
+    if found is None:
+        found = _roots[moments.gradient] = symmetric_roots(moments.gradient)
+    return found
+
+
 def ridge(covariance: Tensor, share: float = RIDGE) -> Tensor:
     """Return what to add to the diagonal of C (g, n, n) to make it invertible, (g, 1, 1), also for groups that see nothing.
 
@@ -237,7 +247,7 @@ def channel_roots(weight: Tensor, moments: Moments | None) -> tuple[Tensor, Tens
     eye = torch.eye(s).to(weight).expand(g, s, s)
     if moments is None:
         return torch.eye(t).to(weight).expand(g, t, t), eye, eye
-    root, _ = symmetric_roots(moments.gradient)
+    root, _ = gradient_roots(moments)
     if moments.covariance is None:
         return root, eye, eye
     taps = weight[0, 0, 0].numel()

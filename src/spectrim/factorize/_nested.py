@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from spectrim.factorize._base import Moments, ridge, symmetric_roots
+from spectrim.factorize._base import Moments, gradient_roots, ridge, symmetric_roots
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def nested(weight: Tensor, rank: int, moments: Moments | None) -> Nested:
     rows, inverse = symmetric_roots(torch.einsum("gmkpk->gmp", split) / k)
     correlation = torch.einsum("gmkml->gkl", split)
     taps, _ = symmetric_roots(correlation / correlation.diagonal(dim1=1, dim2=2).mean(1)[:, None, None])
-    root, _ = symmetric_roots(moments.gradient)
+    root, _ = gradient_roots(moments)
     target = torch.einsum("gpm,gtmk,gkl,gtu->gplu", rows, weight, taps, root)
     a = inverse @ left_vectors(target.flatten(2))[:, :, :rank]
     weighted = torch.einsum("gnml,gmr->gnrl", covariance.reshape(g, m * k, m, k), a).flatten(2)  # C P, (g, n, R * k)

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from spectrim.factorize._base import Factorization, Fit, Moments, Rank, pointwise, spatial, symmetric_roots
+from spectrim.factorize._base import Factorization, Fit, Moments, Rank, gradient_roots, pointwise, spatial
 from spectrim.layer import Layer
 
 
@@ -85,7 +85,7 @@ def _response(weight: Tensor, moments: Moments | None) -> tuple[Tensor, Tensor, 
         root = inverse = torch.eye(t).to(weight).expand(g, t, t)
         response = flat @ flat.mT
     else:
-        root, inverse = symmetric_roots(moments.gradient)
+        root, inverse = gradient_roots(moments)
         response = moments.response
     whitened = root @ response @ root
     if n >= t:
