@@ -31,7 +31,7 @@ from spectrim.latency import measure
 from spectrim.layer import find_layers
 from spectrim.report import Curve
 from spectrim.statistics import Moments, statistics
-from spectrim.surgery import reconstruction_error
+from spectrim.surgery import module_of, working_weight
 from spectrim.zoo import load_weights, make_model
 
 HERE = Path(__file__).parent
@@ -323,6 +323,16 @@ class Both(st.Knapsack):
                 low = price
         assert best is not None, "the bound on the MACs cannot be met"
         return best
+
+
+def reconstruction_error(plan: st.Plan, model: nn.Module) -> float:
+    """Return the distance of all planned kernels from their low-rank reconstructions, relative to their norm."""
+    missed = total = 0.0
+    for name, kernel in st.Distortion(model, plan).reconstructions().items():
+        weight = working_weight(plan[name].layer, module_of(model, plan[name]))
+        missed += float((weight - kernel).square().sum())
+        total += float(weight.square().sum())
+    return (missed / total) ** 0.5
 
 
 def rank_at(method: st.Factorization, layer: st.Layer, share: float) -> Any:

@@ -520,3 +520,13 @@ def test_loss_along_the_low_rank_direction():
         assert curve.accuracy[index] == pytest.approx((out.argmax(1) == y).double().mean().item())
     with pytest.raises(ValueError, match="batches are empty"):
         st.loss_along(model, plan, batches=[])
+    twist = st.Distortion(model, plan_of(model, x, st.CP()))
+    twist.distort()
+    model.conv1.weight.data.add_(0.01 * model.conv1.weight.data.std())
+    kernel = model.conv1.weight.detach().clone()
+    curve = st.loss_along(model, twist.plan, batches=batches, twist=twist)
+    assert torch.equal(kernel, model.conv1.weight)
+    small = twist.finish()
+    assert curve.loss[-1] == pytest.approx(functional.cross_entropy(small(x), y).item(), abs=1e-5)  # what it will return
+    fresh = st.loss_along(model, twist.plan, batches=batches)  # a fit from the beginning ends farther off
+    assert curve.distance < 0.7 * fresh.distance

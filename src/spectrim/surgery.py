@@ -192,22 +192,6 @@ def fitted(option: Option, module: nn.Module, kernel: Tensor, moments: Moments, 
     return build(option, module, factors, (moments.response_mean - kept[..., 0]).flatten())
 
 
-def reconstruction_error(plan: Plan, model: nn.Module) -> float:
-    """Return the distance of all planned kernels from their low-rank reconstructions, relative to their norm.
-
-    Raises:
-        ValueError: If the plan does not fit the network.
-    """
-    missed = total = 0.0
-    for option in plan.values():
-        assert option.method is not None
-        weight = working_weight(option.layer, module_of(model, option))
-        merged = option.method.merge(option.method.factors(weight, option.rank))
-        missed += float((weight - merged).square().sum())
-        total += float(weight.square().sum())
-    return float((missed / total) ** 0.5) if total else 0.0
-
-
 def algebra_device(tensor: Tensor) -> torch.device:
     """Return where to factorize: on the tensor's own device if it has double precision, else on the CPU."""
     return tensor.device if tensor.device.type in ("cpu", "cuda") else torch.device("cpu")

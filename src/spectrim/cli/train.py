@@ -181,7 +181,7 @@ class _Session:
         trained: dict[str, Any] = {"recipe": recipe.words(), **dataclasses.asdict(history)}
         if distortion is not None:
             plan = distortion.plan
-            after = loss_along(self.network, plan, batches=looked, label="after training")
+            after = loss_along(self.network, plan, batches=looked, label="after training", twist=distortion)
             curves.append(after)
             trained["schedule"] = dataclasses.asdict(schedule)
             images = f"on {after.examples:,} selection images"

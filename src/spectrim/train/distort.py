@@ -178,6 +178,21 @@ class Distortion:
         self.seconds += time.perf_counter() - start
         return small
 
+    @torch.no_grad()
+    def reconstructions(self, model: nn.Module | None = None) -> dict[str, Tensor]:
+        """Return the canonical kernels (g, T, S, *kernel) that `finish()` would write now, by layer; nothing is changed.
+
+        Args:
+            model: Another network of the same structure; by default the one in training.
+        """
+        network = unwrap(self.model if model is None else model)
+        moments = self._moments(network)
+        found = {}
+        for name, option in self.plan.items():
+            assert option.method is not None
+            found[name] = option.method.merge(self._factors(module_of(network, option), option, moments))
+        return found
+
     def options(self) -> Iterator[Option]:
         """Yield what the next distortion does to each layer: the plan's options, at larger ranks while they tighten."""
         share = min(1.0, (self.distortions + 1) / max(self.schedule.tighten, 1))

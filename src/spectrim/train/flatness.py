@@ -13,12 +13,19 @@ from spectrim.factorize._base import from_canonical
 from spectrim.layer import evaluation_mode, tensors_of
 from spectrim.plan import Plan
 from spectrim.report import Curve
-from spectrim.surgery import duplicate, module_of, reconstruction_error, working_weight
+from spectrim.surgery import duplicate, module_of, working_weight
+from spectrim.train.distort import Distortion
 
 
 @torch.no_grad()
 def loss_along(
-    model: nn.Module, plan: Plan, *, batches: Iterable[tuple[Tensor, Tensor]], label: str = "", points: int = 9
+    model: nn.Module,
+    plan: Plan,
+    *,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    label: str = "",
+    points: int = 9,
+    twist: Distortion | None = None,
 ) -> Curve:
     """Measure the loss on the straight way from the network to its low-rank reconstruction; the network is not changed.
 
@@ -28,6 +35,8 @@ def loss_along(
         batches: Pairs (inputs, labels); read once for each point, so a list or a loader, no generator.
         label: Name of the curve.
         points: How many values of t, at least 2.
+        twist: The distortion that trained the network for this plan: the way then leads to what its `finish()` will return
+            (for CP from the last factors). By default kernels are decomposed from the beginning, in the weight norm.
 
     Raises:
         ValueError: If the plan does not fit the network or there are no images.
@@ -38,14 +47,19 @@ def loss_along(
     if not isinstance(points, int) or points < 2:
         raise ValueError(f"points is {points}; it must be a whole number of at least 2: both ends of the way")
     walker = duplicate(model)
+    reconstructed = {} if twist is None else twist.reconstructions(walker)
     ends = {}
+    missed = total = 0.0
     for name, option in plan.items():
         module = module_of(walker, option)
         assert option.method is not None
         weight = working_weight(option.layer, module)
-        merged = option.method.merge(option.method.factors(weight, option.rank))
+        merged = reconstructed.get(name)
+        merged = option.method.merge(option.method.factors(weight, option.rank)) if merged is None else merged
         start = module.weight.detach().clone()  # type: ignore[operator]
         ends[name] = start, from_canonical(option.layer, merged).to(start)
+        missed += float((weight - merged).square().sum())
+        total += float(weight.square().sum())
     ways = tuple(index / (points - 1) for index in range(points))
     rows = []
     for t in ways:
@@ -56,7 +70,7 @@ def loss_along(
     count = len(losses[0])
     return Curve(
         label,
-        reconstruction_error(plan, model),
+        (missed / total) ** 0.5 if total else 0.0,
         ways,
         tuple(float(loss.mean()) for loss in losses),
         tuple(float(loss.std()) / max(count - 1, 1) ** 0.5 for loss in losses),
