@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from spectrim.cost import BudgetError, Cost, Keep
 from spectrim.factorize import ChannelSVD, Factorization, Moments
-from spectrim.factorize._base import harm
+from spectrim.factorize._base import harm, to_canonical
 from spectrim.layer import Layer, find_layers
 from spectrim.plan import Option, Plan
 from spectrim.search import Menu, Search
@@ -77,17 +77,14 @@ def _check_ranks(method: Factorization, layer: Layer, weight: Tensor, moments: M
     assert len(losses) == len(chosen), "losses() must return one number per rank"
     ceiling = harm(weight, torch.zeros_like(weight), moments)
     for rank, loss in zip(chosen, losses, strict=True):
-        merged = method.merge(method.factors(weight, rank, moments))
+        factors = method.factors(weight, rank, moments)
+        shapes = [to_canonical(part, torch.empty(part.weight)).shape for part in method.parts(layer, rank) if part.weighted]
+        given = [factor.shape for factor in factors]
+        assert given == shapes, f"rank {rank}: the factors have shapes {given}, the parts, canonical, {shapes}"
+        merged = method.merge(factors)
         assert merged.shape == weight.shape, f"merge() returns {tuple(merged.shape)} for a kernel {tuple(weight.shape)}"
         found = harm(weight, merged, moments)
         assert abs(found - loss) <= 0.05 * found + 5e-3 * ceiling, f"rank {rank}: predicted harm {loss:.3e}, found {found:.3e}"
-        for part, factor in zip(
-            [part for part in method.parts(layer, rank) if part.weighted],
-            method.factors(weight, rank, moments),
-            strict=True,
-        ):
-            size = torch.Size(part.weight).numel()
-            assert factor.numel() == size, f"rank {rank}: a factor has {factor.numel()} numbers, its part {size}"
 
 
 def _check_stock(model: nn.Module) -> None:
