@@ -528,5 +528,7 @@ def test_loss_along_the_low_rank_direction():
     assert torch.equal(kernel, model.conv1.weight)
     small = twist.finish()
     assert curve.loss[-1] == pytest.approx(functional.cross_entropy(small(x), y).item(), abs=1e-5)  # what it will return
+    with pytest.raises(ValueError, match="another plan"):
+        st.loss_along(model, plan, batches=batches, twist=twist)
     fresh = st.loss_along(model, twist.plan, batches=batches)  # a fit from the beginning ends farther off
     assert curve.distance < 0.7 * fresh.distance

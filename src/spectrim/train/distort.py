@@ -141,8 +141,9 @@ class Distortion:
             if name in made:
                 _overwrite(module, option, made[name])
             if world > 1:
-                weight = working_weight(option.layer, module)
-                made.setdefault(name, tuple(weight.new_empty(shape) for shape in _shapes(option)))
+                if name not in made:
+                    weight = working_weight(option.layer, module)
+                    made[name] = tuple(weight.new_empty(shape) for shape in _shapes(option))
                 for tensor in (module.weight.data, *made[name]):
                     distributed.broadcast(tensor, src=index % world)  # type: ignore[arg-type]
         self.written = made

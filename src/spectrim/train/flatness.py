@@ -39,23 +39,22 @@ def loss_along(
             (for CP from the last factors). By default kernels are decomposed from the beginning, in the weight norm.
 
     Raises:
-        ValueError: If the plan does not fit the network or there are no images.
+        ValueError: If the plan is empty, does not fit the network or is not the twist's, or there are no images.
 
     Reference:
         Lee, Kwon, Kim, Wei: Learning low-rank approximation for CNNs (arXiv 1905.10145), section 2, "flat minima".
     """
     if not isinstance(points, int) or points < 2:
         raise ValueError(f"points is {points}; it must be a whole number of at least 2: both ends of the way")
+    if twist is not None and twist.plan != plan:
+        raise ValueError("the twist has another plan than the one given; give twist.plan")
     walker = duplicate(model)
-    reconstructed = {} if twist is None else twist.reconstructions(walker)
+    reconstructed = (twist or Distortion(walker, plan)).reconstructions(walker)
     ends = {}
     missed = total = 0.0
     for name, option in plan.items():
-        module = module_of(walker, option)
-        assert option.method is not None
+        module, merged = module_of(walker, option), reconstructed[name]
         weight = working_weight(option.layer, module)
-        merged = reconstructed.get(name)
-        merged = option.method.merge(option.method.factors(weight, option.rank)) if merged is None else merged
         start = module.weight.detach().clone()  # type: ignore[operator]
         ends[name] = start, from_canonical(option.layer, merged).to(start)
         missed += float((weight - merged).square().sum())
