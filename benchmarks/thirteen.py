@@ -5,7 +5,8 @@
 
 Needs torchvision. The data are a folder with train.parquet and test.parquet, or with the four files of Fashion-MNIST (28-pixel
 images get a border of 2). Writes benchmarks/results/thirteen.json, .md and .svg after every cell; resumable: finished cells are
-kept, baselines lie in `--state` (16-bit weights, files under 16 MB), and an interrupted training goes on at its step, so that
+kept, baselines lie in `--state` (16-bit weights, files under 16 MB), and an interrupted training goes on at its step, an
+interrupted search with the layer or the network it was at, so that
 
     timeout -s INT 540 python benchmarks/thirteen.py ... --only "ResNet-18"
 
@@ -30,6 +31,7 @@ import collections
 import copy
 import functools
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -95,6 +97,7 @@ class Bench:
         self.calibration = list(self.train[0][: self.share(CALIBRATION)].split(256))
         self.held = self.batches(x[-SELECTION:], y[-SELECTION:])
         self.test = self.batches(test, labels)
+        self.cache = Path(arguments.state) / f"searches {arguments.data.name} {runner.version()}"
         self.studies: dict[str, Study] = {}
         self.shared = 0.0  # passes of the statistics
         self.scorers: dict[tuple[str, str], Scorer] = {}
@@ -179,11 +182,17 @@ class Bench:
     def study(self, name: str) -> Study:
         """Return statistics and menu, which all budgets share; one network at a time in memory."""
         if name not in self.studies:
-            self.studies, self.scorers = {}, {}
-            config = st.Config(images=self.share(CALIBRATION))
+            self.forget()
+            config = st.Config(images=self.share(CALIBRATION), cache=self.cache / name)
             self.studies[name] = Study(self.network(name), self.calibration[0][:1], self.calibration, config)
             self.shared = sum(self.studies[name].passes.values())
         return self.studies[name]
+
+    def forget(self) -> None:
+        """Let go of the network that was studied, and of what was kept in case of an interruption."""
+        for name in self.studies:
+            shutil.rmtree(self.cache / name, ignore_errors=True)
+        self.studies, self.scorers = {}, {}
 
     def scorer(self, name: str, split: str) -> Scorer:
         """Return what compares with the baseline on held-out or test images."""
@@ -471,6 +480,7 @@ def main() -> None:
 
     todo = {name: functools.partial(job, bench) for name, job in jobs(results, arguments.data.name).items()}
     runner.run(todo, results, arguments, target=arguments.target, write=write)
+    bench.forget()
 
 
 if __name__ == "__main__":

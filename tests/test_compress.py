@@ -10,7 +10,7 @@ import spectrim as st
 from nets import Odd, Residual, settle
 from spectrim.cache import identity
 from spectrim.maxdrop import Bracket
-from spectrim.surgery import apply
+from spectrim.surgery import apply, working_weight
 
 
 @pytest.fixture(scope="module")
@@ -274,6 +274,8 @@ def test_interrupted_work_is_not_done_again(case, tmp_path):
     assert "statistics" not in stages
     fresh = st.compress(model, x[:1], budget=budget, calibration=[x], evaluate=evaluate)
     assert resumed.plan == fresh.plan
+    assert resumed.report.passes == fresh.report.passes  # what was done before counts
+    assert set(resumed.report.seconds) == set(fresh.report.seconds)
     torch.testing.assert_close(resumed.model(x), fresh.model(x))
     with torch.no_grad():
         other = copy.deepcopy(model)
@@ -281,6 +283,28 @@ def test_interrupted_work_is_not_done_again(case, tmp_path):
     stages.clear()
     st.compress(other, x[:1], budget=st.Keep(0.5), calibration=[x], config=config)
     assert "statistics" in stages  # another network: nothing of the first is used
+
+
+def test_an_interrupted_menu_goes_on_at_its_layer(case, tmp_path, monkeypatch):
+    (model, x, _), done = case, []
+
+    def weight(layer, module):
+        done.append(layer.name)
+        return working_weight(layer, module)
+
+    def interrupt(stage, share):
+        if stage == "menu" and 0.5 < share < 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("spectrim.score.menu.working_weight", weight)
+    config = st.Config(cache=tmp_path / "cache", progress=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        st.compress(model, x[:1], budget=st.Keep(0.5), calibration=[x], config=config)
+    first, done[:] = list(done), []
+    config = st.Config(cache=tmp_path / "cache")
+    result = st.compress(model, x[:1], budget=st.Keep(0.5), calibration=[x], config=config)
+    assert len(first) > 1 and done and not set(first) & set(done)
+    assert result.plan == st.compress(model, x[:1], budget=st.Keep(0.5), calibration=[x]).plan
 
 
 def nan_model(model):

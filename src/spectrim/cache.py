@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from spectrim.factorize import Moments
 from spectrim.layer import Example, tensors_of
 
+Kept = tuple[dict[str, Tensor], dict[str, Any]]  # tensors and numbers
+
 
 class Cache:
     """A folder of finished pieces of work; without a folder nothing is kept.
@@ -33,13 +35,13 @@ class Cache:
         self.folder = None if folder is None else Path(folder)
         self.key = key
 
-    def read(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Return the tensors and numbers of this name, or None where there are none or they are damaged."""
+    def read(self, name: str, device: torch.device) -> Kept | None:
+        """Return the tensors, on a device, and numbers of this name, or None where there are none or they are damaged."""
         path = self._path(name)
         if path is None or not path.exists():
             return None
         try:
-            tensors = load_file(path)
+            tensors = load_file(path, device=str(device))
             numbers = json.loads(path.with_suffix(".json").read_text())
         except (SafetensorError, OSError, ValueError):
             return None

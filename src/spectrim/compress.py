@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from spectrim.accuracy import Evaluate, Scorer
-from spectrim.cache import Cache, fingerprint, identity, pack, unpack
+from spectrim.cache import Cache, Kept, fingerprint, identity, pack, unpack
 from spectrim.calibration import collect
 from spectrim.config import Config
 from spectrim.cost import Budget, BudgetError, Keep, MaxDrop, Metric
+from spectrim.factorize import Moments
 from spectrim.harm import check, is_logits, output_harm
 from spectrim.latency import measure
 from spectrim.layer import Example, Survey, batch_size, call, evaluation_mode, survey, tensors_of
@@ -30,7 +31,7 @@ from spectrim.refit import Refitted, reestimate_batchnorm, refit
 from spectrim.report import Report, Score, budget_text, make_rows
 from spectrim.result import Result
 from spectrim.score import build_options, measured_harm
-from spectrim.score.menu import excluded
+from spectrim.score.menu import Harms, excluded
 from spectrim.score.rescore import MEASURED, Data, rescored, restored
 from spectrim.search import Menu
 from spectrim.statistics import statistics
@@ -40,6 +41,7 @@ HARM_IMAGES = 512  # calibration images on which the outputs of the two networks
 MEMORY = 1 << 30  # bytes of images that a rank selection may have beyond the calibration's
 
 Tried = tuple[Plan, nn.Module, Score]
+T = TypeVar("T")
 
 
 def compress(
@@ -108,6 +110,7 @@ class Study:
         self.config = config
         self.seconds: dict[str, float] = {}
         self.passes: dict[str, float] = {}
+        self.running: dict[str, float] = {}  # when the stages began that are not finished
         self.probes: list[tuple[float, float]] = []
         batch_size(example)
         self.model = duplicate(model)
@@ -138,34 +141,59 @@ class Study:
         self.menu = self._menu()
         self.menus: dict[tuple[str, Metric], Menu] = {}  # the same menu under the scores of other rank selections
 
-    def _statistics(self) -> Any:
-        kept = self.cache.read("moments")
+    def once(self, name: str, work: Callable[[], T], packed: Callable[[T], Kept], unpacked: Callable[[Kept], T]) -> T:
+        """Return a piece of work from the cache, counted at the seconds and passes it took when it was done, or do it now."""
+        kept = self.cache.read(name, tensors_of(self.example)[0].device)
         if kept is not None:
-            return unpack(kept[0])
-        with self.stage("statistics"):
-            moments = statistics(
-                self.model,
-                self.survey.layers,
-                self.batches,
-                seed=self.config.seed,
-                harm=self.harm if self.config.gradient else None,
-                progress=lambda share: self.tell("statistics", share),
-            )
-            self._passed(forward=1.0, backward=float(self.config.gradient))
-        self.cache.write("moments", pack(moments), {})
-        return moments
+            for total, spent in zip((self.seconds, self.passes), kept[1]["spent"], strict=True):
+                for key, value in spent.items():
+                    total[key] = total.get(key, 0.0) + value
+            return unpacked(kept)
+        before = self._spent()
+        found = work()
+        if self.cache.folder is not None:
+            pairs = zip(self._spent(), before, strict=True)
+            spent = [{key: value - old.get(key, 0.0) for key, value in new.items()} for new, old in pairs]
+            tensors, numbers = packed(found)
+            self.cache.write(name, tensors, {**numbers, "spent": spent})
+        return found
+
+    def _spent(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Return seconds, running stages included, and passes so far."""
+        now = time.perf_counter()
+        running = {name: self.seconds.get(name, 0.0) + now - start for name, start in self.running.items()}
+        return self.seconds | running, dict(self.passes)
+
+    def _statistics(self) -> dict[str, Moments]:
+        def work() -> dict[str, Moments]:
+            with self.stage("statistics"):
+                self._passed(forward=1.0, backward=float(self.config.gradient))
+                return statistics(
+                    self.model,
+                    self.survey.layers,
+                    self.batches,
+                    seed=self.config.seed,
+                    harm=self.harm if self.config.gradient else None,
+                    progress=lambda share: self.tell("statistics", share),
+                )
+
+        return self.once("moments", work, lambda moments: (pack(moments), {}), lambda kept: unpack(kept[0]))
 
     def _menu(self) -> Menu:
+        def once(name: str, work: Callable[[], Harms]) -> Harms:
+            return self.once(f"menu {name}", work, lambda harms: ({}, {"harms": harms}), lambda kept: kept[1]["harms"])
+
+        rows = []
         with self.stage("menu"):
-            rows = build_options(
-                self.model,
-                self.survey.layers,
-                self.config.methods,
-                moments=self.moments,
-                multiple_of=self.config.multiple_of,
-                progress=lambda share: self.tell("menu", share),
-            )
-            return Menu(rows, self.original)
+            for done, layer in enumerate(self.survey.layers, 1):
+                module = self.model.get_submodule(layer.name)
+                moments = None if self.moments is None else self.moments[layer.name]
+                multiple_of = self.config.multiple_of
+                rows.append(
+                    build_options(layer, module, self.config.methods, moments=moments, multiple_of=multiple_of, once=once)
+                )
+                self.tell("menu", done / len(self.survey.layers))
+            return Menu(tuple(rows), self.original)
 
     @property
     def harm_unit(self) -> str:
@@ -184,24 +212,31 @@ class Study:
 
     def select(self, budget: Keep, *, measure: bool = True) -> Plan:
         """Choose a plan within the budget; without `measure` by predictions only."""
+
+        def work() -> Plan:
+            with self.stage("search"):
+                return self._selected(budget, measure)
+
+        return self.once(
+            f"plan {budget} {measure} {self.config.words()}",
+            work,
+            lambda plan: ({}, {"plan": plan.to_json()}),
+            lambda kept: Plan.from_json(kept[1]["plan"]),
+        )
+
+    def _selected(self, budget: Keep, measure: bool) -> Plan:
         search = self.config.search
-        name = f"plan {budget} {measure} {self.config.words()}"
-        kept = self.cache.read(name)
-        if kept is not None:
-            return Plan.from_json(kept[1]["plan"])
-        with self.stage("search"):
-            if search.score != "response" and (search.score, budget.metric) not in self.menus:
-                data = Data(self.batches, self.moments, self.harm) if self.moments is not None else None
-                self.menus[search.score, budget.metric] = rescored(self.menu, search.score, self.model, budget.metric, data)
-                if search.score in MEASURED:
-                    tried = sum(len(row) - 1 for row in self.menus[search.score, budget.metric].options)
-                    self._passed(forward=tried + 1.0 if search.score == "measured" else 1.0)
-            menu = self.menus.get((search.score, budget.metric), self.menu)
-            probe = self.probe() if measure else None
-            plan = restored(search.select(menu, budget, probe), self.menu)
-            if probe is not None:
-                self._passed(**{kind: count / max(self.images, 1) for kind, count in probe.passes.items()})
-        self.cache.write(name, {}, {"plan": plan.to_json()})
+        if search.score != "response" and (search.score, budget.metric) not in self.menus:
+            data = Data(self.batches, self.moments, self.harm) if self.moments is not None else None
+            self.menus[search.score, budget.metric] = rescored(self.menu, search.score, self.model, budget.metric, data)
+            if search.score in MEASURED:
+                tried = sum(len(row) - 1 for row in self.menus[search.score, budget.metric].options)
+                self._passed(forward=tried + 1.0 if search.score == "measured" else 1.0)
+        menu = self.menus.get((search.score, budget.metric), self.menu)
+        probe = self.probe() if measure else None
+        plan = restored(search.select(menu, budget, probe), self.menu)
+        if probe is not None:
+            self._passed(**{kind: count / max(self.images, 1) for kind, count in probe.passes.items()})
         return plan
 
     def probe(self) -> NetworkProbe | None:
@@ -242,19 +277,22 @@ class Study:
     def build(self, plan: Plan) -> nn.Module:
         """Return the network that a plan makes of the original."""
         name = "network " + hashlib.blake2b((plan.to_json() + repr(self.config.words())).encode()).hexdigest()
-        kept = self.cache.read(name)
-        if kept is not None:
+
+        def work() -> nn.Module:
+            with self.stage("refit" if self.moments is not None and self.config.refit else "factorize"):
+                small = self.fit(plan).model
+            if self.config.batchnorm and self.batches:
+                with self.stage("batchnorm"):
+                    small = reestimate_batchnorm(small, self.batches)
+                    self._passed(forward=1.0)
+            return small
+
+        def loaded(kept: Kept) -> nn.Module:
             small = skeleton(plan, self.model)
             small.load_state_dict(kept[0])
             return small
-        with self.stage("refit" if self.moments is not None and self.config.refit else "factorize"):
-            small = self.fit(plan).model
-        if self.config.batchnorm and self.batches:
-            with self.stage("batchnorm"):
-                small = reestimate_batchnorm(small, self.batches)
-                self._passed(forward=1.0)
-        self.cache.write(name, dict(small.state_dict()), {})
-        return small
+
+        return self.once(name, work, lambda small: (dict(small.state_dict()), {}), loaded)
 
     def _passed(self, **passes: float) -> None:
         for kind, number in passes.items():
@@ -372,9 +410,9 @@ class Study:
     def stage(self, name: str) -> Iterator[None]:
         """Time a stage and tell its beginning and end."""
         self.tell(name, 0.0)
-        start = time.perf_counter()
+        self.running[name] = time.perf_counter()
         yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - self.running.pop(name)
         self.tell(name, 1.0)
 
 

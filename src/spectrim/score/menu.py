@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -13,44 +13,47 @@ from spectrim.layer import Layer
 from spectrim.plan import Option
 from spectrim.surgery import working_weight
 
+Harms = list[list[float]]  # by method and rank
+
 
 def build_options(
-    model: nn.Module,
-    layers: Sequence[Layer],
+    layer: Layer,
+    module: nn.Module,
     methods: Sequence[Factorization],
     *,
-    moments: Mapping[str, Moments] | None = None,
+    moments: Moments | None = None,
     multiple_of: int = 1,
-    progress: Callable[[float], None] = lambda share: None,
-) -> tuple[tuple[Option, ...], ...]:
-    """Return all options of all layers, what a `Menu` is made of; the first of each leaves the layer alone.
+    once: Callable[[str, Callable[[], Harms]], Harms] = lambda name, work: work(),
+) -> tuple[Option, ...]:
+    """Return all options of one layer, a row of a `Menu`; the first leaves the layer alone.
 
     Args:
-        model: The network.
-        layers: The layers that may be changed.
+        layer: The layer.
+        module: It, with its weight.
         methods: The decompositions that compete.
-        moments: From `statistics`; harms are then nats and every replacement has a corrected bias. Without them harms are
-            relative squared weight errors.
+        moments: Of this layer, from `statistics`; harms are then nats and every replacement has a corrected bias. Without
+            them harms are relative squared weight errors.
         multiple_of: Only ranks that are multiples of this.
-        progress: Called with the share done after each layer.
+        once: Given a name for the options and what finds their harms, returns these, perhaps from a cache.
     """
-    rows = []
-    for done, layer in enumerate(layers, 1):
-        weight = working_weight(layer, model.get_submodule(layer.name))
-        moment = None if moments is None else moments[layer.name]
-        row = [Option(layer)]
-        for method in methods:
-            if moment is not None and moment.covariance is None and not method.response_only:
-                continue
-            ranks = [rank for rank in method.candidates(layer) if _allowed(rank, multiple_of)]
-            options = [Option(layer, method, rank, 0.0, moment is not None) for rank in ranks]
-            ranks = [option.rank for option in options if pays(option.cost, layer.cost)]
-            if ranks:
-                harms = method.losses(weight, ranks, moment)
-                row += [Option(layer, method, rank, harm, moment is not None) for rank, harm in zip(ranks, harms, strict=True)]
-        rows.append(tuple(row))
-        progress(done / len(layers))
-    return tuple(rows)
+    bias = moments is not None
+    offers: list[tuple[Factorization, list[Rank]]] = []
+    for method in methods:
+        if moments is not None and moments.covariance is None and not method.response_only:
+            continue
+        ranks = [rank for rank in method.candidates(layer) if _allowed(rank, multiple_of)]
+        ranks = [rank for rank in ranks if pays(Option(layer, method, rank, 0.0, bias).cost, layer.cost)]
+        if ranks:
+            offers.append((method, ranks))
+
+    def work() -> Harms:
+        weight = working_weight(layer, module)
+        return [method.losses(weight, ranks, moments) for method, ranks in offers]
+
+    row = [Option(layer)]
+    for (method, ranks), harms in zip(offers, once(f"{layer.name} {offers}", work), strict=True):
+        row += [Option(layer, method, rank, harm, bias) for rank, harm in zip(ranks, harms, strict=True)]
+    return tuple(row)
 
 
 def excluded(name: str, patterns: Sequence[str]) -> bool:
