@@ -1,0 +1,102 @@
+"""On a device: everything the library computes there, with the stand-in of accelerator.py. No real device is used here."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import spectrim as st
+from accelerator import CPU, DEVICE, accelerator
+from nets import Residual, settle
+from spectrim.factorize import describe
+from test_factorize import METHODS
+
+PLANAR = [method for method in METHODS if method != st.SpatialSVD(axis=2)]  # the networks here have two axes
+SEARCHES = [st.Uniform(), st.Energy(), st.VBMF(), st.ALDS(), st.Greedy(), st.Similarity(), st.Interaction(images=48)]
+SEARCHES += [st.Knapsack(score="whitened")]
+
+
+@pytest.fixture
+def case():
+    x = torch.randn(96, 3, 8, 8)
+    model = settle(Residual(width=12), x)
+    with torch.no_grad():
+        labels = model(x).argmax(1)
+    with accelerator():
+        yield model.to(DEVICE), x.to(DEVICE), labels
+
+
+def places(model):
+    return {tensor.device for tensor in model.state_dict().values()}
+
+
+def test_the_stand_in_refuses_what_a_device_refuses(case):
+    model, x, _ = case
+    assert x.device == DEVICE and x.cpu().device == CPU and (2 * x).device == DEVICE and x[:2].mT.device == DEVICE
+    assert torch.zeros(2, device="cuda").device == DEVICE and torch.zeros(2).device == CPU
+    assert places(model) == {DEVICE} and model(x).device == DEVICE
+    assert torch.autograd.grad(model(x).sum(), next(model.parameters()))[0].device == DEVICE
+    with pytest.raises(RuntimeError, match="same device"):
+        model(x.cpu())
+    with pytest.raises(RuntimeError, match="same device"):
+        x + torch.ones(8)
+    with pytest.raises(TypeError, match="numpy"):
+        x.numpy()
+    with pytest.raises(RuntimeError, match="generator"):
+        torch.randn(2, generator=torch.Generator(), device="cuda")
+
+
+@pytest.mark.parametrize("method", PLANAR, ids=describe)
+def test_every_method_compresses_and_trains(case, method, tmp_path):
+    model, x, labels = case
+    config = st.Config(methods=(method,))
+    result = st.compress(model, x[:1], budget=st.Keep(0.9), calibration=[x[:48], x[48:]], config=config)
+    assert result.plan and places(result.model) == {DEVICE}
+    twist = st.Distortion(model, result.plan, every=2)
+    recipe = st.Recipe(epochs=1, batch=32, rate=0.01, precision="float32", checkpoint=tmp_path / "state.pt")
+    st.fit(model, (x, labels), recipe=recipe, twist=twist)
+    small = twist.finish()
+    assert places(small) == places(model) == {DEVICE}
+    torch.testing.assert_close(small.eval()(x).cpu(), model.eval()(x).cpu(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("search", SEARCHES, ids=repr)
+def test_every_search(case, search):
+    model, x, labels = case
+    config = st.Config(methods=(st.ChannelSVD(), st.SpatialSVD()), search=search, images=48)
+    evaluate = st.Accuracy([(x.cpu(), labels)])
+    result = st.compress(model, x[:1], budget=st.Keep(0.5), calibration=[x], evaluate=evaluate, config=config)
+    assert places(result.model) == {DEVICE} and result.report.selection is not None
+
+
+def test_a_search_goes_on_on_the_device(case, tmp_path):
+    model, x, labels = case
+
+    def interrupt(stage, share):
+        if stage == "budgets tried":
+            raise KeyboardInterrupt
+
+    methods = st.ChannelSVD(), st.Tucker2()
+    config, budget = st.Config(methods=methods, cache=tmp_path / "cache"), st.MaxDrop(20, "macs")
+    evaluate = st.Accuracy([(x.cpu(), labels)])
+    with pytest.raises(KeyboardInterrupt):
+        st.compress(model, x[:1], budget=budget, calibration=[x], evaluate=evaluate, config=replace(config, progress=interrupt))
+    result = st.compress(model, x[:1], budget=budget, calibration=[x], evaluate=evaluate, config=config)
+    folder = result.save(tmp_path / "small")
+    small = st.load(folder, model)
+    assert places(small) == {DEVICE}
+    torch.testing.assert_close(small(x).cpu(), result.model(x).cpu())
+    assert st.compress(model, x[:1], budget=st.Keep(0.5)).plan
+
+
+def test_training_goes_on_on_the_device(case, tmp_path):
+    model, x, labels = case
+    plan = st.compress(model, x[:1], budget=st.Keep(0.5), calibration=[x], config=st.Config(methods=(st.SpatialSVD(),))).plan
+    teacher = Residual(width=12).to(DEVICE).eval()
+    recipe = st.Recipe(epochs=2, batch=32, rate=0.01, precision="float32", distill=0.5, checkpoint=tmp_path / "state.pt")
+    for _ in range(2):  # the second time nothing is left to be done
+        twist = st.Distortion(model, plan, every=2)
+        st.fit(model, (x, labels), recipe=recipe, teacher=teacher, twist=twist)
+        assert twist.steps == 6
+    assert places(twist.finish()) == {DEVICE}
+    assert len(st.loss_along(model, plan, batches=[(x.cpu(), labels)], twist=twist).loss) == 9
