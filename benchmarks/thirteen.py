@@ -198,7 +198,7 @@ class Bench:
         """Return what compares with the baseline on held-out or test images."""
         if (name, split) not in self.scorers:
             images = self.held if split == "held" else self.test
-            self.scorers[name, split] = Scorer(st.Accuracy(images), self.study(name).model)
+            self.scorers[name, split] = Scorer(st.Accuracy(images), self.network(name))
         return self.scorers[name, split]
 
     def compressed(self, name: str, metric: Any) -> dict[str, Any]:
@@ -280,7 +280,7 @@ class Bench:
 
     def control(self, name: str) -> dict[str, Any]:
         """Fine-tune the baseline itself in the same way."""
-        model = self.study(name).model
+        model = self.network(name)
         small = copy.deepcopy(model)
         seconds = self.fit(small, f"{name} | control", round(FINE_TUNING * self.steps), teacher=model)
         score = self.scorer(name, "test").score(small)
