@@ -85,3 +85,12 @@ def test_weights_in_small_files(thirteen, tmp_path, monkeypatch):
     files[1].unlink()
     with pytest.raises(SystemExit, match="not whole"):
         thirteen.load_shards(other, tmp_path / "w")
+
+
+@pytest.mark.parametrize(
+    ("page", "data"),
+    [("README.md", "cifar10-jpeg"), ("docs/thirteen.md", "cifar10-jpeg"), ("docs/thirteen.md", "fashion-mnist")],
+)
+def test_the_pages_tell_what_was_measured(thirteen, page, data):
+    cells = json.loads((ROOT / "benchmarks" / "results" / "thirteen.json").read_text())["cells"]
+    assert "\n".join(thirteen.summary(cells, data)) in (ROOT / page).read_text()

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from spectrim.factorize import Moments
 from spectrim.layer import Example, tensors_of
 
+FORMAT = "spectrim-cache-2"  # what another version has written is not found
 Kept = tuple[dict[str, Tensor], dict[str, Any]]  # tensors and numbers
 
 
@@ -61,7 +62,7 @@ class Cache:
     def _path(self, name: str) -> Path | None:
         if self.folder is None:
             return None
-        digest = hashlib.blake2b(f"{self.key} {name}".encode(), digest_size=12).hexdigest()
+        digest = hashlib.blake2b(f"{FORMAT} {self.key} {name}".encode(), digest_size=12).hexdigest()
         return self.folder / f"{digest}.safetensors"
 
 
