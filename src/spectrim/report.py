@@ -115,7 +115,7 @@ class Report:
         before, after: Cost of the whole network.
         rows: One per layer that could be factorized.
         skipped: The other weighted modules and why.
-        predicted_harm: Sum of the chosen options' harms, without refit, in `harm_unit`.
+        predicted_harm: Sum of the chosen options' harms, without refit, in `harm_unit`; None if nothing was predicted.
         measured_harm: KL divergence of the outputs on calibration images (nats), or relative squared error; None without any.
         harm_unit: `nats`, `relative squared error`, the user's harm by name, or without data `relative squared weight error`.
         interactions: Prediction with interactions, marginal harms and partners; None without calibration data.
@@ -135,7 +135,7 @@ class Report:
     after: Cost
     rows: tuple[Row, ...]
     skipped: Mapping[str, str]
-    predicted_harm: float
+    predicted_harm: float | None
     measured_harm: float | None
     harm_unit: str
     interactions: Interactions | None = None
@@ -208,7 +208,7 @@ class Report:
             )
         joint = "" if self.interactions is None else f", with interactions {self.interactions.predicted:.3g}"
         measured = "" if self.measured_harm is None else f"; measured after the refit {self.measured_harm:.3g}"
-        if self.predicted_harm or measured:
+        if self.predicted_harm is not None:
             lines.append(f"harm, predicted layer by layer {self.predicted_harm:.3g} {self.harm_unit}{joint}{measured}")
         if self.interactions is not None and len(self.interactions.layers) > 1:
             pairs = [f"{first} and {second} {value:+.2g}" for first, second, value in self.interactions.strongest()]

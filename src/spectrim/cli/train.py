@@ -199,7 +199,7 @@ class _Session:
             cost(small, self.example),
             make_rows(found, plan),
             found.skipped,
-            0.0,  # what was predicted was of the network before training
+            None,  # what was predicted was of the network before training
             None,
             "nats",
             test=score,
