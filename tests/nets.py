@@ -34,6 +34,7 @@ GEOMETRIES = {
     "transposed 3d": (lambda: nn.ConvTranspose3d(4, 6, 2, stride=2), (4, 3, 3, 2)),
     "linear": (lambda: nn.Linear(12, 9), (12,)),
     "linear tokens": (lambda: nn.Linear(12, 9, bias=False), (5, 12)),
+    "linear on a map": (lambda: nn.Linear(48, 12), (4, 3, 4)),  # of 4 channels, flattened
 }
 
 
@@ -42,7 +43,8 @@ def layer_and_input(name, batch=6, dtype=torch.float64):
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(batch, *shape, generator=generator, dtype=torch.float64)
     x = x + 0.7 * x.mean(1, keepdim=True) + 0.3  # correlated channels that have a mean
-    return make().to(dtype), x.to(dtype)
+    module = make().to(dtype)
+    return module, x.to(dtype).flatten(1) if isinstance(module, nn.Linear) and len(shape) == 3 else x.to(dtype)
 
 
 class Residual(nn.Module):

@@ -1,3 +1,4 @@
+import json
 import warnings
 
 import pytest
@@ -104,3 +105,54 @@ def test_inspect_says_what_can_be_done():
     assert "SpatialSVD" in view.reasons and "cannot be split" in view.reasons["SpatialSVD"]
     assert "conv2" in str(found) and '"conv2"' in found.to_json()
     assert 1 <= view.rank_90 <= view.rank_99 <= view.full_rank == 8
+
+
+class Mapped(nn.Module):
+    """Two linear layers behind a feature map of (4, 3, 2) that is flattened in this way."""
+
+    def __init__(self, flatten):
+        super().__init__()
+        self.conv, self.flatten = nn.Conv2d(3, 4, 3), flatten
+        self.fc1, self.fc2 = nn.Linear(24, 6), nn.Linear(6, 24)
+
+    def forward(self, x):
+        return self.fc2(self.fc1(self.flatten(self.conv(x))))
+
+
+@pytest.mark.parametrize(
+    ("flatten", "image"),
+    [
+        (nn.Flatten(), (4, 3, 2)),
+        (nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Dropout()), (4, 3, 2)),
+        (lambda y: torch.relu(y).flatten(1), (4, 3, 2)),
+        (lambda y: torch.relu(y.to(memory_format=torch.channels_last)).flatten(1), (4, 3, 2)),
+        (lambda y: torch.relu(y.flatten(1)), (4, 3, 2)),
+        (nn.Sequential(nn.AvgPool2d((3, 1)), nn.Flatten(), nn.Linear(8, 24)), ()),
+        (lambda y: y.flatten(1)[:, None], ()),  # more than one vector per example is possible
+    ],
+)
+def test_linear_layers_on_flattened_maps(flatten, image):
+    x = torch.randn(2, 3, 5, 4)
+    *_, first, second = st.find_layers(Mapped(flatten), x)
+    assert (first.name, first.image, second.image) == ("fc1", image, ())
+    assert first.convolution.cost == first.cost
+    assert Layer.from_dict(json.loads(json.dumps(first.to_dict()))) == first
+
+
+def test_parts_on_flattened_maps_are_linear_where_they_can_be():
+    model, x = Mapped(nn.Flatten()).eval(), torch.randn(2, 3, 5, 4)
+    kinds = {
+        st.ChannelSVD(): ["Linear", "Linear"],
+        st.InputSVD(): ["Unflatten", "Conv2d", "Flatten", "Linear"],
+        st.SpatialSVD(): ["Unflatten", "Conv2d", "Flatten", "Linear"],
+        st.Tucker2(): ["Unflatten", "Conv2d", "Flatten", "Linear", "Linear"],
+        st.CP(depthwise="kernel"): ["Unflatten", "Conv2d", "Conv2d", "Flatten", "Linear"],
+        st.TiledSVD(): ["Unflatten", "Conv2d", "ChannelShuffle", "Conv2d", "Flatten"],
+    }
+    for method, wanted in kinds.items():
+        full = method.full_rank(st.find_layers(model, x)[1].convolution)
+        plan = st.plan_from(model, x, {"fc1": (method, full)})
+        small = st.apply(plan, model)
+        assert [type(part).__name__ for part in small.fc1] == wanted
+        torch.testing.assert_close(small(x), model(x), rtol=1e-4, atol=1e-5)
+        assert st.Plan.from_json(plan.to_json()) == plan

@@ -132,10 +132,10 @@ def _view(model: nn.Module, layer: Layer, methods: Sequence[Factorization]) -> L
     fitting: dict[str, str] = {}
     reasons: dict[str, str] = {}
     for method in methods:
-        fit = method.fits(layer)
-        paying = method.ranks(layer) if fit else []
+        fit = method.fits(layer.convolution)
+        paying = method.ranks(layer.convolution) if fit else []
         if paying:
-            largest = max(paying, key=lambda rank: method.cost(layer, rank).macs)
+            largest = max(paying, key=lambda rank: method.cost(layer.convolution, rank).macs)
             fitting[describe(method)] = str(largest)
         else:
             reasons[describe(method)] = fit.reason or "no rank pays"

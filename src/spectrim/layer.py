@@ -7,7 +7,7 @@ is the name of the torch class. Every shape is that of one example, without the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel
+from torch.utils.hooks import RemovableHandle
 
 from spectrim.cost import Cost
 
@@ -40,6 +41,7 @@ class Layer:
         padding_mode: `zeros`, `reflect`, `replicate` or `circular`.
         groups: Number of groups.
         bias: Whether there is a bias.
+        image: Of a linear layer whose input is a flattened feature map: the shape of that map.
     """
 
     name: str
@@ -53,6 +55,17 @@ class Layer:
     padding_mode: str = "zeros"
     groups: int = 1
     bias: bool = False
+    image: Shape = ()
+
+    @property
+    def convolution(self) -> Layer:
+        """What decompositions see: a linear layer on a flattened feature map is the convolution that covers the map."""
+        if not self.image:
+            return self
+        axes = len(self.image) - 1
+        ones, weight = (1,) * axes, (self.weight[0], *self.image)
+        inputs = (self.image,) * self.calls
+        return Layer(self.name, f"Conv{axes}d", weight, inputs, ones, (0,) * axes, (), ones, bias=self.bias)
 
     @property
     def transposed(self) -> bool:
@@ -131,6 +144,28 @@ class Layer:
         values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
         values["inputs"] = tuple(tuple(shape) for shape in data["inputs"])
         return Layer(**values)
+
+
+def on_vectors(parts: Sequence[Layer]) -> tuple[Layer, ...]:
+    """Return what the parts of a `Layer.convolution` are on flattened inputs; those that cover the map end as linear layers."""
+    start = len(parts)
+    while start and parts[start - 1].weighted and parts[start - 1].groups == 1 and _covers(parts[start - 1]):
+        start -= 1
+    result: list[Layer] = []
+    if start:
+        first, last = parts[0], parts[start - 1]
+        result.append(Layer(first.name, "Unflatten", first.inputs[0], tuple((math.prod(shape),) for shape in first.inputs)))
+        result += [*parts[:start], Layer(last.name, "Flatten", (), last.outputs)]
+    for part in parts[start:]:
+        outputs, *image = part.weight
+        size = math.prod(image)
+        inputs = ((size,),) * part.calls
+        result.append(Layer(part.name, "Linear", (outputs, size), inputs, bias=part.bias, image=tuple(image)))
+    return tuple(result)
+
+
+def _covers(part: Layer) -> bool:
+    return part.kernel == part.inputs[0][1:]
 
 
 @dataclass(frozen=True)
@@ -221,6 +256,7 @@ def survey(model: nn.Module, example: Example) -> Survey:
     model = unwrap(model)
     batch = batch_size(example)
     seen: dict[str, list[Shape]] = {}
+    images: dict[str, list[Shape]] = {}
     refused: dict[str, str] = {}
     candidates = {name: module for name, module in model.named_modules() if _has_matrix(module)}
     owners: dict[int, list[str]] = {}
@@ -235,6 +271,7 @@ def survey(model: nn.Module, example: Example) -> Survey:
             refused[name] = reason
         else:
             handles.append(module.register_forward_hook(_recorder(name, batch, seen, refused), with_kwargs=True))
+    handles += _watched(model, {name for name, module in candidates.items() if isinstance(module, nn.Linear)}, images)
     try:
         with evaluation_mode(model), torch.no_grad():
             call(model, example)
@@ -246,7 +283,7 @@ def survey(model: nn.Module, example: Example) -> Survey:
     for name in candidates:
         if name not in seen and name not in refused:
             refused[name] = "the forward of the example never calls it (its weight may be read directly, or not at all)"
-    layers = tuple(_describe(name, candidates[name], seen[name]) for name in seen if name not in refused)
+    layers = tuple(_describe(name, candidates[name], seen[name], images) for name in seen if name not in refused)
     return Survey(layers, {name: refused[name] for name in candidates if name in refused})
 
 
@@ -305,10 +342,34 @@ def _recorder(name: str, batch: int, seen: dict[str, list[Shape]], refused: dict
     return record
 
 
-def _describe(name: str, module: nn.Module, inputs: list[Shape]) -> Layer:
+def _watched(model: nn.Module, names: set[str], images: dict[str, list[Shape]]) -> list[RemovableHandle]:
+    """Note, of each call of the linear layers of these names, the feature map that was flattened into its input, or ()."""
+    last: list[Shape] = [()]  # what the last module has returned, with the batch
+
+    def note(name: str, args: tuple[Any, ...]) -> None:
+        x = args[0] if args and isinstance(args[0], Tensor) else torch.empty(0)
+        maps = [tuple(x._base.shape)] if x._base is not None else []  # what it is a view of
+        fitting = [shape for shape in (*maps, last[0]) if 2 < len(shape) < 6 and math.prod(shape[2:]) > 1]
+        fitting = [shape for shape in fitting if x.ndim == 2 and shape[0] == len(x) and math.prod(shape[1:]) == x.shape[1]]
+        images.setdefault(name, []).append(fitting[0][1:] if fitting else ())
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.ndim > 2:
+            last[0] = tuple(output.shape)
+
+    handles = []
+    for name, module in model.named_modules():
+        if name in names:
+            handles.append(module.register_forward_pre_hook(lambda module, args, name=name: note(name, args)))
+        handles.append(module.register_forward_hook(keep))
+    return handles
+
+
+def _describe(name: str, module: nn.Module, inputs: list[Shape], images: dict[str, list[Shape]]) -> Layer:
     weight, bias = tuple(module.weight.shape), module.bias is not None  # type: ignore[arg-type]
     if isinstance(module, nn.Linear):
-        return Layer(name, "Linear", weight, tuple(inputs), bias=bias)
+        image = images[name][0] if len(set(images[name])) == 1 else ()
+        return Layer(name, "Linear", weight, tuple(inputs), bias=bias, image=image)
     assert isinstance(module, (*CONVOLUTIONS, *TRANSPOSED))
     kind = next(base.__name__ for base in STOCK if isinstance(module, base))
     padding = module.padding

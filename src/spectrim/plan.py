@@ -10,7 +10,7 @@ from typing import Any
 
 from spectrim.cost import Cost
 from spectrim.factorize import Factorization, Rank, describe, parse
-from spectrim.layer import Layer
+from spectrim.layer import Layer, on_vectors
 
 FORMAT = "spectrim-plan-1"
 FREE = Cost(0, 0)
@@ -42,7 +42,10 @@ class Option:
     @property
     def parts(self) -> tuple[Layer, ...]:
         """The layers that stand in its place."""
-        return (self.layer,) if self.method is None else self.method.parts(self.target, self.rank)
+        if self.method is None:
+            return (self.layer,)
+        parts = self.method.parts(self.target.convolution, self.rank)
+        return on_vectors(parts) if self.layer.image else parts
 
     @cached_property
     def cost(self) -> Cost:
@@ -124,5 +127,5 @@ def _option(row: dict[str, Any]) -> Option:
     method = parse(row["method"], row.get("options"))
     rank = tuple(row["rank"]) if isinstance(row["rank"], list) else row["rank"]
     option = Option(Layer.from_dict(row["layer"]), method, rank, float(row.get("harm", 0.0)), bool(row.get("bias", False)))
-    method.check(option.layer, rank)
+    method.check(option.layer.convolution, rank)
     return option

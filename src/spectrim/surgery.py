@@ -109,7 +109,7 @@ def plan_from(model: nn.Module, example: Example, choices: Mapping[str, tuple[ob
             )
         method = choice[0]
         rank: Any = choice[1]  # anything at all; check says what is wrong with it
-        method.check(layers[name], rank)
+        method.check(layers[name].convolution, rank)
         options[name] = Option(layers[name], method, rank)
     return Plan({name: options[name] for name in layers if name in options}, cost(model, example))
 
@@ -256,7 +256,7 @@ def balanced(parts: Sequence[Layer], factors: Sequence[Tensor]) -> list[Tensor]:
             gaps.append(between)
         between = not part.weighted
     order = [part for part in parts if part.kind == "ChannelShuffle"]
-    reshaped = any(part.kind in ("Flatten", "Unflatten") for part in parts)
+    reshaped = any(part.kind == "Unflatten" for part in parts[1:])  # a TT-matrix: channels are not passed on as they are
     for _ in range(0 if reshaped else BALANCING):
         for index in range(1, len(scaled)):
             shuffle = order[0].groups if gaps[index] and order else 1

@@ -40,22 +40,23 @@ def check_factorization(
         AssertionError: If a promise is broken.
     """
     network = nn.Sequential(module).eval()
-    (layer,) = find_layers(network, x)
+    (found,) = find_layers(network, x)
+    layer = found.convolution
     fit = method.fits(layer)
     if not fit:
         assert fit.reason, "fits() says no and gives no reason"
         assert method.ranks(layer) == [], "ranks() offers ranks for a layer that does not fit"
         return False
     full = method.full_rank(layer)
-    weight = working_weight(layer, module)
+    weight = working_weight(found, network.get_submodule(found.name))
     norms: list[Moments | None] = [None]
     if data:
-        norms.append(statistics(network, [layer], [x])[layer.name])
+        norms.append(statistics(network, [found], [x])[layer.name])
     with torch.no_grad():
         y = network(x)
     for moments in norms:
         named = None if moments is None else {layer.name: moments}
-        plan = Plan({layer.name: Option(layer, method, full, 0.0, moments is not None)}, cost(network, x))
+        plan = Plan({layer.name: Option(found, method, full, 0.0, moments is not None)}, cost(network, x))
         small = apply(plan, network, moments=named)
         with torch.no_grad():
             error = float((small(x) - y).abs().max() / y.abs().max())

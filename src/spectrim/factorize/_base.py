@@ -155,7 +155,7 @@ def grid(limit: int, steps: int) -> list[int]:
 
 def to_canonical(layer: Layer, weight: Tensor) -> Tensor:
     """Return the weight of a module as (g, T, S, *kernel)."""
-    g = layer.groups
+    g, weight = layer.groups, weight.reshape(layer.convolution.weight)
     if layer.transposed:  # (S, T / g, *kernel)
         return weight.reshape(g, -1, *weight.shape[1:]).transpose(1, 2).flip(tuple(range(3, weight.ndim + 1)))
     return weight.reshape(g, -1, *weight.shape[1:])

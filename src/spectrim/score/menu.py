@@ -41,7 +41,7 @@ def build_options(
     for method in methods:
         if moments is not None and moments.covariance is None and not method.response_only:
             continue
-        ranks = [rank for rank in method.candidates(layer) if _allowed(rank, multiple_of)]
+        ranks = [rank for rank in method.candidates(layer.convolution) if _allowed(rank, multiple_of)]
         ranks = [rank for rank in ranks if pays(Option(layer, method, rank, 0.0, bias).cost, layer.cost)]
         if ranks:
             offers.append((method, ranks))

@@ -35,7 +35,7 @@ def vbmf(method: Factorization, layer: Layer, weight: Tensor, ranks: Sequence[Ra
     """Return the logarithm of VBMF's rank over each rank, both as shares of the full rank."""
     estimates = [vbmf_rank(matrix.cpu().numpy()) for matrix in weight.flatten(2)]
     share = max(1.0, float(np.mean(estimates))) / min(layer.matrix)
-    full = as_tuple(method.full_rank(layer))
+    full = as_tuple(method.full_rank(layer.convolution))
     return [
         math.log(share / np.mean([number / limit for number, limit in zip(as_tuple(rank), full, strict=True)]))
         for rank in ranks

@@ -309,8 +309,8 @@ def _is_product(module: nn.Module, option: Option, factors: Sequence[Tensor]) ->
 def _looser(option: Option, share: float) -> Rank:
     """Return a rank between the largest that pays (share 0) and the option's own (share 1), in each of its numbers."""
     assert option.method is not None
-    paying = option.method.ranks(option.layer) or [option.rank]
-    start = as_tuple(max(paying, key=lambda rank: option.method.cost(option.layer, rank).params))  # type: ignore[union-attr]
+    paying = option.method.ranks(option.layer.convolution) or [option.rank]
+    start = as_tuple(max(paying, key=lambda rank: option.method.cost(option.layer.convolution, rank).params))  # type: ignore[union-attr]
     end = as_tuple(option.rank)
     between = tuple(max(b, round(a + share * (b - a))) for a, b in zip(start, end, strict=True))
     return between if isinstance(option.rank, tuple) else between[0]
