@@ -81,7 +81,7 @@ def run(
         row = job()
         if target.exists():  # another process may have added cells
             results["cells"] = json.loads(target.read_text())["cells"]
-        results["cells"][name] = {**row, "code": code}
+        results["cells"][name] = {**row, "code": code, "machine": machine()}
         partial = target.with_suffix(".partial")
         partial.write_text(json.dumps(results, indent=1) + "\n")
         partial.replace(target)

@@ -31,6 +31,7 @@ import collections
 import copy
 import functools
 import math
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -97,7 +98,7 @@ class Bench:
         self.calibration = list(self.train[0][: self.share(CALIBRATION)].split(256))
         self.held = self.batches(x[-SELECTION:], y[-SELECTION:])
         self.test = self.batches(test, labels)
-        self.cache = Path(arguments.state) / f"searches {arguments.data.name} {runner.version()}"
+        self.cache = Path(arguments.state) / f"searches {arguments.data.name}"
         self.studies: dict[str, Study] = {}
         self.shared = 0.0  # passes of the statistics
         self.scorers: dict[tuple[str, str], Scorer] = {}
@@ -196,6 +197,7 @@ class Bench:
 
     def scorer(self, name: str, split: str) -> Scorer:
         """Return what compares with the baseline on held-out or test images."""
+        self.scorers = {key: value for key, value in self.scorers.items() if key[0] == name}
         if (name, split) not in self.scorers:
             images = self.held if split == "held" else self.test
             self.scorers[name, split] = Scorer(st.Accuracy(images), self.network(name))
@@ -259,7 +261,7 @@ class Bench:
         bracket = Bracket(study.least(metric), POINTS, nats=True)
         bracket.high, bracket.held = high, (predicted(high), POINTS * LEFT)
         best: tuple[nn.Module, st.Plan, float] | None = None
-        seconds, tried = 0.0, {}
+        before, steps, tried = study.seconds.get("fine-tuning", 0.0), round(FINE_TUNING * self.steps), {}
         for number in range(TRIES + 1):
             last = high if best is None else None
             keep = bracket.next(predicted) if number < TRIES else last
@@ -267,22 +269,29 @@ class Bench:
                 break
             plan, small = study.shrink(st.Keep(keep, metric))
             small = copy.deepcopy(small)  # the study may give the same one again
-            seconds += self.fit(small, f"{name} | {metric} {number}", round(FINE_TUNING * self.steps), teacher=model)
+
+            def work(small: nn.Module = small, number: int = number) -> nn.Module:
+                with study.stage("fine-tuning"):
+                    self.fit(small, f"{name} | {metric} {number}", steps, teacher=model)
+                return small
+
+            small = study.once(f"{steps} steps {plan.to_json()}", work, _packed, functools.partial(_loaded, small))
             drop = self.scorer(name, "held").score(small).drop
             tried[f"{keep:.4f}"] = drop
             if bracket.add(keep, plan.cost.of(metric) / whole, plan.harm, drop):
                 best = small, plan, drop
+        row = {"budgets tried": tried, "fine-tuning seconds": study.seconds.get("fine-tuning", 0.0) - before, "steps": steps}
         if best is None:
-            return {"missed": True, "budgets tried": tried, "fine-tuning seconds": seconds}
+            return {"missed": True, **row}
         small, plan, drop = best
-        row = {"held-out drop": drop, "budgets tried": tried, "fine-tuning seconds": seconds}
+        row["held-out drop"] = drop
         return {**self.outcome(name, small.to(memory_format=torch.contiguous_format), plan), **row}  # type: ignore[call-overload]
 
     def control(self, name: str) -> dict[str, Any]:
         """Fine-tune the baseline itself in the same way."""
-        model = self.network(name)
+        model, steps = self.network(name), round(FINE_TUNING * self.steps)
         small = copy.deepcopy(model)
-        seconds = self.fit(small, f"{name} | control", round(FINE_TUNING * self.steps), teacher=model)
+        seconds = self.fit(small, f"{name} | control", steps, teacher=model)
         score = self.scorer(name, "test").score(small)
         return {
             "before": 100 * score.before,
@@ -290,7 +299,17 @@ class Bench:
             "drop": score.drop,
             "standard error": score.standard_error,
             "fine-tuning seconds": seconds,
+            "steps": steps,
         }
+
+
+def _packed(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    return dict(model.state_dict()), {}
+
+
+def _loaded(model: nn.Module, kept: tuple[dict[str, Tensor], dict[str, Any]]) -> nn.Module:
+    model.load_state_dict(kept[0])
+    return model
 
 
 class Told:
@@ -418,28 +437,32 @@ def summary(cells: dict[str, Any], data: str) -> list[str]:
         f"| {data} | top-1 | epochs | fewer parameters | fewer MACs | fine-tuned: fewer parameters | fewer MACs | control |",
         "|---|" + "---|" * 7,
     ]
-    fewer: dict[str, list[float]] = {cell: [] for cell, _ in columns}
+    fewer: dict[str, dict[str, float]] = {cell: {} for cell, _ in columns}
     missing = []
     for name in NETWORKS:
         base = cells.get(f"{data} | {name} | baseline")
         if base is None:
             missing.append(name)
             continue
-        row = [name, f"{base['top-1']:.2f}", base["source"] if base["epochs"] is None else f"{base['epochs']:.2g}"]
+        row = [name, f"{base['top-1']:.2f}", base["source"] if base["epochs"] is None else f"{base['epochs']:.3g}"]
         for column, metric in columns:
             cell = cells.get(f"{data} | {name} | {column}", {})
             if "drop" in cell:
-                fewer[column].append(100 * (1 - cell[f"{metric} kept"]))
-                row.append(f"{fewer[column][-1]:.1f} % ({cell['drop']:.2f} +- {cell['standard error']:.2f})")
+                fewer[column][name] = 100 * (1 - cell[f"{metric} kept"])
+                row.append(f"{fewer[column][name]:.1f} % ({cell['drop']:.2f} +- {cell['standard error']:.2f})")
             else:
-                row.append("-")
+                row.append("missed" if cell else "-")
         control = cells.get(f"{data} | {name} | control, fine-tuned")
         row.append(f"{control['drop']:.2f} +- {control['standard error']:.2f}" if control else "-")
         lines.append(f"| {' | '.join(row)} |")
-    if not missing or len(fewer["params"]) > 1:
-        means = [f"{sum(values) / len(values):.1f} % of {len(values)}" if values else "-" for values in fewer.values()]
-        lines.append(f"| mean | | | {' | '.join(means)} | |")
-        lines.append(f"| published mean of thirteen | | | {' % | '.join(map(str, PUBLISHED.values()))} % | | | |")
+    for what, needed in (("", columns[:2]), (" that were fine-tuned", columns)):
+        common = [name for name in NETWORKS if all(name in fewer[column] for column, _ in needed)]
+        if len(common) > 1:
+            means = [sum(fewer[column][name] for name in common) / len(common) for column, _ in needed]
+            row = [f"mean of the {len(common)}{what}", "", "", *(f"{mean:.1f} %" for mean in means)]
+            lines.append(f"| {' | '.join([*row, *[''] * (8 - len(row))])} |")
+    if len(lines) > 3:
+        lines.append(f"| published mean of thirteen others | | | {' % | '.join(map(str, PUBLISHED.values()))} % | | | |")
     return [*lines, "", f"Not measured: {', '.join(missing)}."] if missing else lines
 
 
@@ -465,6 +488,19 @@ def plot(results: dict[str, Any], target: Path) -> None:
     figure.savefig(target, metadata={"Date": None})
 
 
+def retell(cells: dict[str, Any]) -> None:
+    """Put the tables of the results into README and docs, in place of those that are there."""
+    root = Path(__file__).parent.parent
+    for page in (root / "README.md", root / "docs" / "thirteen.md"):
+        text = page.read_text()
+        for data in dict.fromkeys(name.split(" | ")[0] for name in cells):
+            table = "\n".join(summary(cells, data))
+            text = re.sub(
+                rf"\| {data} \| top-1.*?\nNot measured: [^\n]*", lambda found, table=table: table, text, flags=re.DOTALL
+            )
+        page.write_text(text)
+
+
 def main() -> None:
     """Run the cells that are not done."""
     parser = runner.parser(__doc__)
@@ -475,17 +511,28 @@ def main() -> None:
     parser.add_argument("--grow", action="store_true", help="train on smaller images first")
     parser.add_argument("--weights", action="append", default=[], help="NAME=FILE: a baseline that is loaded, not trained")
     parser.add_argument("--target", type=Path, default=runner.RESULTS / "thirteen.json")
+    parser.add_argument(
+        "--tables", action="store_true", help="measure nothing: write .md and .svg anew, and the tables of README and docs"
+    )
     arguments = parser.parse_args()
     arguments.state.mkdir(parents=True, exist_ok=True)
     results = runner.read(arguments.target, "python benchmarks/thirteen.py --data FOLDER --state runs/thirteen")
-    bench = Bench(arguments)
 
     def write(results: dict[str, Any]) -> None:
         arguments.target.with_suffix(".md").write_text(markdown(results))
         plot(results, arguments.target.with_suffix(".svg"))
 
+    if arguments.tables:
+        write(results)
+        retell(results["cells"])
+        return
+    bench = Bench(arguments)
     todo = {name: functools.partial(job, bench) for name, job in jobs(results, arguments.data.name).items()}
-    runner.run(todo, results, arguments, target=arguments.target, write=write)
+    try:
+        runner.run(todo, results, arguments, target=arguments.target, write=write)
+    except KeyboardInterrupt:
+        print("interrupted; finished pieces are kept, the same command goes on")
+        raise SystemExit(130) from None
     bench.forget()
 
 

@@ -23,10 +23,10 @@ class CifarVGG(nn.Module):
                 inputs = width
             modules.append(nn.MaxPool2d(2) if stage < len(WIDTHS) - 1 else nn.AdaptiveMaxPool2d(1))
         self.features = nn.Sequential(*modules)
-        self.linear = nn.Linear(inputs, classes)
+        self.classifier = nn.Linear(inputs, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.features(x).flatten(1))
+        return self.classifier(self.features(x).flatten(1))
 
 
 def vgg16() -> CifarVGG:

@@ -142,9 +142,12 @@ class Watch(TorchDispatchMode):
         if function in BETWEEN or getattr(self.memory.carrying, "now", False):
             return result
         tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
-        if function in INDEXED:
-            tensors = [tensors[0], *(value for value in tensors[1:] if self.memory.holds(value))]
+        if function in INDEXED:  # indices may be on the CPU
+            indices = [value for value in tree_leaves(args[1]) if isinstance(value, Tensor) and self.memory.holds(value)]
+            tensors = [args[0], *args[2:3], *indices]
         placed = {self.memory.holds(value) for value in tensors if value.ndim or self.memory.holds(value)}
+        if True in placed and any(isinstance(value, torch.Generator) for value in (*args, *(kwargs or {}).values())):
+            raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
         if len(placed) > 1:
             told = ", ".join(f"{tuple(value.shape)} {self.memory.device(value)}" for value in tensors)
             raise RuntimeError(f"{function} expected all tensors to be on the same device, but found {told}")

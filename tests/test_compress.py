@@ -8,7 +8,7 @@ from torch import nn
 
 import spectrim as st
 from nets import Odd, Residual, settle
-from spectrim.cache import identity
+from spectrim.cache import Cache, Ledger, identity
 from spectrim.maxdrop import Bracket
 from spectrim.surgery import apply, working_weight
 
@@ -305,6 +305,26 @@ def test_an_interrupted_menu_goes_on_at_its_layer(case, tmp_path, monkeypatch):
     result = st.compress(model, x[:1], budget=st.Keep(0.5), calibration=[x], config=config)
     assert len(first) > 1 and done and not set(first) & set(done)
     assert result.plan == st.compress(model, x[:1], budget=st.Keep(0.5), calibration=[x]).plan
+
+
+def test_a_stage_that_fails_is_over():
+    ledger = Ledger(Cache(None, ""), torch.device("cpu"), None)
+    with pytest.raises(ValueError, match="no"), ledger.stage("search"):
+        raise ValueError("no")
+    assert not ledger.running and ledger.seconds["search"] >= 0
+
+
+def test_work_is_counted_once(tmp_path):
+    def done(ledger):
+        def work():
+            ledger.passed(forward=3)
+            return 7
+
+        return ledger.once("answer", work, lambda found: ({}, {"answer": found}), lambda kept: kept[1]["answer"])
+
+    first, second = (Ledger(Cache(tmp_path, "key"), torch.device("cpu"), None) for _ in range(2))
+    assert [done(first), done(first), done(second), done(second)] == [7] * 4
+    assert first.passes == second.passes == {"forward": 3}
 
 
 def nan_model(model):

@@ -1,5 +1,6 @@
 """On a device: everything the library computes there, with the stand-in of accelerator.py. No real device is used here."""
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -44,6 +45,10 @@ def test_the_stand_in_refuses_what_a_device_refuses(case):
         x.numpy()
     with pytest.raises(RuntimeError, match="generator"):
         torch.randn(2, generator=torch.Generator(), device="cuda")
+    with pytest.raises(RuntimeError, match="generator"):
+        x.abs()[0, 0].multinomial(1, generator=torch.Generator())
+    with pytest.raises(RuntimeError, match="same device"):
+        x[torch.tensor([0, 1])] = torch.zeros(2, *x.shape[1:])
 
 
 @pytest.mark.parametrize("method", PLANAR, ids=describe)
@@ -69,7 +74,7 @@ def test_every_search(case, search):
     assert places(result.model) == {DEVICE} and result.report.selection is not None
 
 
-def test_a_search_goes_on_on_the_device(case, tmp_path):
+def test_a_search_goes_on_on_the_device(case, tmp_path, monkeypatch):
     model, x, labels = case
 
     def interrupt(stage, share):
@@ -81,7 +86,9 @@ def test_a_search_goes_on_on_the_device(case, tmp_path):
     evaluate = st.Accuracy([(x.cpu(), labels)])
     with pytest.raises(KeyboardInterrupt):
         st.compress(model, x[:1], budget=budget, calibration=[x], evaluate=evaluate, config=replace(config, progress=interrupt))
-    result = st.compress(model, x[:1], budget=budget, calibration=[x], evaluate=evaluate, config=config)
+    with monkeypatch.context() as kept:
+        kept.delattr(sys.modules["spectrim.compress"], "statistics")  # they are read
+        result = st.compress(model, x[:1], budget=budget, calibration=[x], evaluate=evaluate, config=config)
     folder = result.save(tmp_path / "small")
     small = st.load(folder, model)
     assert places(small) == {DEVICE}
@@ -94,9 +101,14 @@ def test_training_goes_on_on_the_device(case, tmp_path):
     plan = st.compress(model, x[:1], budget=st.Keep(0.5), calibration=[x], config=st.Config(methods=(st.SpatialSVD(),))).plan
     teacher = Residual(width=12).to(DEVICE).eval()
     recipe = st.Recipe(epochs=2, batch=32, rate=0.01, precision="float32", distill=0.5, checkpoint=tmp_path / "state.pt")
-    for _ in range(2):  # the second time nothing is left to be done
+    trained = []
+    for _ in range(2):  # the second time nothing is left to be done, whatever weights it begins with
         twist = st.Distortion(model, plan, every=2)
         st.fit(model, (x, labels), recipe=recipe, teacher=teacher, twist=twist)
         assert twist.steps == 6
+        trained.append(torch.cat([value.cpu().flatten() for value in model.parameters()]))
+        with torch.no_grad():
+            model.stem.weight.mul_(2)
+    assert torch.equal(*trained)
     assert places(twist.finish()) == {DEVICE}
     assert len(st.loss_along(model, plan, batches=[(x.cpu(), labels)], twist=twist).loss) == 9

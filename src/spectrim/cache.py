@@ -1,4 +1,4 @@
-"""Work that survives an interruption: tensors and numbers under a key that says what they were computed from."""
+"""Work that survives an interruption: tensors and numbers under a key that says what they came from, and what they took."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import functools
 import hashlib
 import json
 import os
+import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 from spectrim.factorize import Moments
 from spectrim.layer import Example, tensors_of
 
-FORMAT = "spectrim-cache-2"  # what another version has written is not found
+T = TypeVar("T")
 Kept = tuple[dict[str, Tensor], dict[str, Any]]  # tensors and numbers
 
 
@@ -28,7 +30,7 @@ class Cache:
 
     Args:
         folder: Where; made when first written to.
-        key: What everything here was computed from; another key finds nothing.
+        key: What everything here was computed from; another key, or another version of this package, finds nothing.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None, key: str) -> None:
@@ -55,15 +57,86 @@ class Cache:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         path.with_suffix(".json").write_text(json.dumps(numbers))
-        partial = path.with_suffix(".partial")
+        partial = path.with_suffix(f".{os.getpid()}.partial")
         save_file({key: value.contiguous().clone() for key, value in tensors.items()}, partial)
         partial.replace(path)
 
     def _path(self, name: str) -> Path | None:
         if self.folder is None:
             return None
-        digest = hashlib.blake2b(f"{FORMAT} {self.key} {name}".encode(), digest_size=12).hexdigest()
+        digest = hashlib.blake2b(f"{_code()} {self.key} {name}".encode(), digest_size=12).hexdigest()
         return self.folder / f"{digest}.safetensors"
+
+
+class Ledger:
+    """What a piece of work has taken, also before it was interrupted: seconds of its stages, passes over the calibration set.
+
+    Args:
+        cache: Keeps finished parts.
+        device: Where their tensors belong.
+        progress: Called with a stage and the share of it that is done.
+    """
+
+    def __init__(self, cache: Cache, device: torch.device, progress: Callable[[str, float], None] | None) -> None:
+        """Begin with nothing."""
+        self.cache, self.device, self.progress = cache, device, progress
+        self.seconds: dict[str, float] = {}
+        self.passes: dict[str, float] = {}
+        self.running: dict[str, float] = {}  # when the stages began that are not finished
+        self.counted: set[str] = set()  # pieces that are part of seconds and passes
+
+    def once(self, name: str, work: Callable[[], T], packed: Callable[[T], Kept], unpacked: Callable[[Kept], T]) -> T:
+        """Return a piece of work from the cache, counted at the seconds and passes it took when it was done, or do it now."""
+        kept, new = self.cache.read(name, self.device), name not in self.counted
+        self.counted.add(name)
+        if kept is not None:
+            for total, spent in zip((self.seconds, self.passes), kept[1]["spent"] if new else ({}, {}), strict=True):
+                for key, value in spent.items():
+                    total[key] = total.get(key, 0.0) + value
+            return unpacked(kept)
+        before = self._spent()
+        found = work()
+        if self.cache.folder is not None:
+            pairs = zip(self._spent(), before, strict=True)
+            spent = [{key: value - old.get(key, 0.0) for key, value in new.items()} for new, old in pairs]
+            tensors, numbers = packed(found)
+            self.cache.write(name, tensors, {**numbers, "spent": spent})
+        return found
+
+    def _spent(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Return seconds, running stages included, and passes so far."""
+        now = time.perf_counter()
+        running = {name: self.seconds.get(name, 0.0) + now - start for name, start in self.running.items()}
+        return self.seconds | running, dict(self.passes)
+
+    def passed(self, **passes: float) -> None:
+        """Count passes over the calibration set, by kind."""
+        for kind, number in passes.items():
+            self.passes[kind] = self.passes.get(kind, 0.0) + number
+
+    def tell(self, stage: str, share: float) -> None:
+        """Report progress."""
+        if self.progress is not None:
+            self.progress(stage, share)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage and tell its beginning and end."""
+        self.tell(name, 0.0)
+        self.running[name] = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - self.running.pop(name)
+        self.tell(name, 1.0)
+
+
+@functools.cache
+def _code() -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def fingerprint(model: nn.Module, batches: Iterable[Example], words: str) -> str:

@@ -7,16 +7,14 @@ search over budgets that uses statistics and menu again and evaluates every netw
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
 from spectrim.accuracy import Evaluate, Scorer
-from spectrim.cache import Cache, Kept, fingerprint, identity, pack, unpack
+from spectrim.cache import Cache, Kept, Ledger, fingerprint, identity, pack, unpack
 from spectrim.calibration import collect
 from spectrim.config import Config
 from spectrim.cost import Budget, BudgetError, Keep, MaxDrop, Metric
@@ -41,7 +39,6 @@ HARM_IMAGES = 512  # calibration images on which the outputs of the two networks
 MEMORY = 1 << 30  # bytes of images that a rank selection may have beyond the calibration's
 
 Tried = tuple[Plan, nn.Module, Score]
-T = TypeVar("T")
 
 
 def compress(
@@ -95,7 +92,7 @@ def compress(
     return study.most_compressed(budget, scorer)
 
 
-class Study:
+class Study(Ledger):
     """One network under study: what is computed once and used for every budget.
 
     Args:
@@ -108,9 +105,6 @@ class Study:
     def __init__(self, model: nn.Module, example: Example, calibration: Iterable[Any] | None, config: Config) -> None:
         """Check everything, look at the data, and make the menu."""
         self.config = config
-        self.seconds: dict[str, float] = {}
-        self.passes: dict[str, float] = {}
-        self.running: dict[str, float] = {}  # when the stages began that are not finished
         self.probes: list[tuple[float, float]] = []
         batch_size(example)
         self.model = duplicate(model)
@@ -130,9 +124,8 @@ class Study:
         self.harm = config.harm or output_harm
         self.refitted: dict[str, Refitted] = {}  # the last ones
         words = f"{config.seed} {config.gradient} {config.batch} {config.exclude} {identity(self.harm)} {torch.__version__}"
-        self.cache = Cache(
-            config.cache, fingerprint(self.model, [*self.batches, *self.more], words) if config.cache is not None else ""
-        )
+        key = fingerprint(self.model, [*self.batches, *self.more], words) if config.cache is not None else ""
+        super().__init__(Cache(config.cache, key), tensors_of(example)[0].device, config.progress)
         if self.batches and config.harm is not None and config.gradient:
             with torch.no_grad(), evaluation_mode(self.model):
                 outputs = call(self.model, self.batches[0])
@@ -141,33 +134,10 @@ class Study:
         self.menu = self._menu()
         self.menus: dict[tuple[str, Metric], Menu] = {}  # the same menu under the scores of other rank selections
 
-    def once(self, name: str, work: Callable[[], T], packed: Callable[[T], Kept], unpacked: Callable[[Kept], T]) -> T:
-        """Return a piece of work from the cache, counted at the seconds and passes it took when it was done, or do it now."""
-        kept = self.cache.read(name, tensors_of(self.example)[0].device)
-        if kept is not None:
-            for total, spent in zip((self.seconds, self.passes), kept[1]["spent"], strict=True):
-                for key, value in spent.items():
-                    total[key] = total.get(key, 0.0) + value
-            return unpacked(kept)
-        before = self._spent()
-        found = work()
-        if self.cache.folder is not None:
-            pairs = zip(self._spent(), before, strict=True)
-            spent = [{key: value - old.get(key, 0.0) for key, value in new.items()} for new, old in pairs]
-            tensors, numbers = packed(found)
-            self.cache.write(name, tensors, {**numbers, "spent": spent})
-        return found
-
-    def _spent(self) -> tuple[dict[str, float], dict[str, float]]:
-        """Return seconds, running stages included, and passes so far."""
-        now = time.perf_counter()
-        running = {name: self.seconds.get(name, 0.0) + now - start for name, start in self.running.items()}
-        return self.seconds | running, dict(self.passes)
-
     def _statistics(self) -> dict[str, Moments]:
         def work() -> dict[str, Moments]:
             with self.stage("statistics"):
-                self._passed(forward=1.0, backward=float(self.config.gradient))
+                self.passed(forward=1.0, backward=float(self.config.gradient))
                 return statistics(
                     self.model,
                     self.survey.layers,
@@ -231,12 +201,12 @@ class Study:
             self.menus[search.score, budget.metric] = rescored(self.menu, search.score, self.model, budget.metric, data)
             if search.score in MEASURED:
                 tried = sum(len(row) - 1 for row in self.menus[search.score, budget.metric].options)
-                self._passed(forward=tried + 1.0 if search.score == "measured" else 1.0)
+                self.passed(forward=tried + 1.0 if search.score == "measured" else 1.0)
         menu = self.menus.get((search.score, budget.metric), self.menu)
         probe = self.probe() if measure else None
         plan = restored(search.select(menu, budget, probe), self.menu)
         if probe is not None:
-            self._passed(**{kind: count / max(self.images, 1) for kind, count in probe.passes.items()})
+            self.passed(**{kind: count / max(self.images, 1) for kind, count in probe.passes.items()})
         return plan
 
     def probe(self) -> NetworkProbe | None:
@@ -271,7 +241,7 @@ class Study:
                     seed=self.config.seed,
                     progress=lambda share: self.tell("refit", share),
                 )
-                self._passed(forward=2.0)
+                self.passed(forward=2.0)
         return self.refitted[name]
 
     def build(self, plan: Plan) -> nn.Module:
@@ -284,7 +254,7 @@ class Study:
             if self.config.batchnorm and self.batches:
                 with self.stage("batchnorm"):
                     small = reestimate_batchnorm(small, self.batches)
-                    self._passed(forward=1.0)
+                    self.passed(forward=1.0)
             return small
 
         def loaded(kept: Kept) -> nn.Module:
@@ -293,10 +263,6 @@ class Study:
             return small
 
         return self.once(name, work, lambda small: (dict(small.state_dict()), {}), loaded)
-
-    def _passed(self, **passes: float) -> None:
-        for kind, number in passes.items():
-            self.passes[kind] = self.passes.get(kind, 0.0) + number
 
     def most_compressed(self, budget: MaxDrop, scorer: Scorer) -> Result:
         """Search over kept fractions, see `Bracket`; every network that could be returned has been evaluated."""
@@ -400,20 +366,6 @@ class Study:
     def images(self) -> int:
         """How many calibration images statistics and refit use."""
         return count(self.batches)
-
-    def tell(self, stage: str, share: float) -> None:
-        """Report progress."""
-        if self.config.progress is not None:
-            self.config.progress(stage, share)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time a stage and tell its beginning and end."""
-        self.tell(name, 0.0)
-        self.running[name] = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - self.running.pop(name)
-        self.tell(name, 1.0)
 
 
 def check_weights(model: nn.Module) -> None:

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from spectrim.factorize import Factorization, Moments, Rank
+from spectrim.factorize import Factorization, Moments, Rank, describe
 from spectrim.factorize._base import as_tuple, pays
 from spectrim.layer import Layer
 from spectrim.plan import Option
@@ -51,7 +51,9 @@ def build_options(
         return [method.losses(weight, ranks, moments) for method, ranks in offers]
 
     row = [Option(layer)]
-    for (method, ranks), harms in zip(offers, once(f"{layer.name} {offers}", work), strict=True):
+    for (method, ranks), harms in zip(
+        offers, once(f"{layer.name} {[(describe(method), ranks) for method, ranks in offers]}", work), strict=True
+    ):
         row += [Option(layer, method, rank, harm, bias) for rank, harm in zip(ranks, harms, strict=True)]
     return tuple(row)
 
