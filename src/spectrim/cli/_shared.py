@@ -271,17 +271,17 @@ def progress(quiet: bool) -> Iterator[Any]:
     with Progress(*columns, console=err, transient=True, disable=quiet or not err.is_terminal) as bars:
         tasks: dict[str, TaskID] = {}
         shares: dict[str, float] = {}
-        told = time.monotonic()
+        told, last = time.monotonic(), ""
 
         def tell(stage: str, share: float) -> None:
             if stage not in tasks:
                 tasks[stage] = bars.add_task(stage, total=1.0)
             bars.update(tasks[stage], completed=share)
             finished, shares[stage] = share == 1.0 != shares.get(stage), share
-            nonlocal told
-            late = 0 < share < 1 and time.monotonic() - told > LATE
-            if (finished or late) and not quiet and not err.is_terminal:
-                told = time.monotonic()
+            nonlocal told, last
+            late = share > 0 and time.monotonic() - told > LATE
+            if (late or (finished and stage != last)) and not quiet and not err.is_terminal:  # no line twice in a row
+                told, last = time.monotonic(), stage
                 err.print(
                     f"{datetime.now():%H:%M:%S} {stage} {'done' if finished else f'{100 * share:.0f} %'}", highlight=False
                 )
