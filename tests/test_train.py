@@ -61,7 +61,7 @@ def train(model, x, y, steps, twist=None, optimizer=None):
 def test_distorted_equals_factorized_and_distorting_again_changes_nothing(method, geometry):
     module, x = layer_and_input(geometry)
     model = nn.Sequential(module)
-    (layer,) = st.find_layers(model, x)
+    layer = st.find_layers(model, x)[0].convolution
     if not method.fits(layer):
         assert method.fits(layer).reason
         return
@@ -94,7 +94,7 @@ def test_cp_distorted_twice_stays_where_it_is(depthwise, geometry):
     """A fit from the beginning would end elsewhere; one from the last factors is a projection."""
     module, x = layer_and_input(geometry)
     method, model = st.CP(depthwise), nn.Sequential(module)
-    (layer,) = st.find_layers(model, x)
+    layer = st.find_layers(model, x)[0].convolution
     if not method.fits(layer) or method.full_rank(layer) < 2:
         return
     plan = st.plan_from(model, x, {"0": (method, min(method.full_rank(layer) // 2, 12))})
@@ -459,18 +459,19 @@ def test_a_signal_waits_for_the_step_and_keeps_it(tmp_path):
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_factors_are_balanced_and_their_product_stays(method, geometry):
     module, x = layer_and_input(geometry)
-    (layer,) = st.find_layers(nn.Sequential(module), x)
+    (found,) = st.find_layers(nn.Sequential(module), x)
+    layer = found.convolution
     if not method.fits(layer):
         return
     rank = method.ranks(layer)[0] if method.ranks(layer) else method.candidates(layer)[0]
-    weight = working_weight(layer, module)
+    weight = working_weight(found, module)
     factors = [
         factor * scale for factor, scale in zip(method.factors(weight, rank), itertools.cycle((50.0, 0.1, 3.0)), strict=False)
     ]
-    parts = method.parts(layer, rank)
+    parts = st.Option(found, method, rank).parts
     even = balanced(parts, factors)
     torch.testing.assert_close(method.merge(even), method.merge(factors), rtol=1e-9, atol=1e-9)
-    if not any(part.kind == "Unflatten" for part in parts):
+    if not any(part.kind == "Unflatten" for part in parts[1:]):
         norms = [float(factor.norm()) for factor in even]
         assert max(norms) < 1.1 * min(norms) or isinstance(method, st.TensorTrain)
         assert max(norms) / min(norms) <= 1.001 * max(f.norm() for f in factors) / min(f.norm() for f in factors)

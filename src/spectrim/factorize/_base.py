@@ -66,7 +66,8 @@ class Factorization(ABC):
     """A decomposition: the small layers that replace a layer, their weights, and the way back to a dense kernel.
 
     Subclasses are frozen dataclasses whose fields are the options of the method. `weight` is always canonical,
-    (g, T, S, *kernel), and so are the factors: one for each part that has a weight.
+    (g, T, S, *kernel), and so are the factors: one for each part that has a weight. A layer of a network is handed over as its
+    `Layer.convolution`: a linear layer on a flattened feature map is the convolution that covers it.
     """
 
     title: ClassVar[str]
