@@ -10,11 +10,12 @@ import spectrim as st
 from accelerator import CPU, DEVICE, accelerator
 from nets import Residual, settle
 from spectrim.factorize import describe
+from spectrim.search import SEARCHES
 from test_factorize import METHODS
 
 PLANAR = [method for method in METHODS if method != st.SpatialSVD(axis=2)]  # the networks here have two axes
-SEARCHES = [st.Uniform(), st.Energy(), st.VBMF(), st.ALDS(), st.Greedy(), st.Similarity(), st.Interaction(images=48)]
-SEARCHES += [st.Knapsack(score="whitened")]
+CHOOSING = [kind(images=48) if name == "Interaction" else kind() for name, kind in SEARCHES.items()]
+CHOOSING += [st.Knapsack(score="whitened")]
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def test_every_method_compresses_and_trains(case, method, tmp_path):
     torch.testing.assert_close(small.eval()(x).cpu(), model.eval()(x).cpu(), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("search", SEARCHES, ids=repr)
+@pytest.mark.parametrize("search", CHOOSING, ids=repr)
 def test_every_search(case, search):
     model, x, labels = case
     config = st.Config(methods=(st.ChannelSVD(), st.SpatialSVD()), search=search, images=48)
