@@ -28,7 +28,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 def machine() -> str:
     """Return what the numbers were measured on."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads"
+    cpu = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
     return f"{platform.machine()}, {device}, torch {torch.__version__}, Python {platform.python_version()}"
 
 
