@@ -17,10 +17,10 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """Return a parser with the options that every benchmark has."""
+def parser(description: str | None, *, measuring: bool = True) -> argparse.ArgumentParser:
+    """Return a parser with the options that every benchmark has; those that measure nothing need no data."""
     found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    found.add_argument("--data", type=Path, required=True, help="folder with train.parquet and test.parquet")
+    found.add_argument("--data", type=Path, required=measuring, help="folder with train.parquet and test.parquet")
     found.add_argument("--only", action="append", default=[], help="run no cells but those whose names contain this")
     found.add_argument("--redo", action="append", default=[], help="run finished cells again whose names contain this")
     return found

@@ -33,6 +33,7 @@ import functools
 import math
 import re
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -398,7 +399,8 @@ def jobs(results: dict[str, Any], data: str) -> dict[str, Callable[[Bench], dict
 def markdown(results: dict[str, Any]) -> str:
     """Return all results as tables."""
     cells = results["cells"]
-    lines = ["# Thirteen CNNs", "", f"`{results['command']}` on {results['machine']}", ""]
+    machines = sorted({cell["machine"] for cell in cells.values() if "machine" in cell})
+    lines = ["# Thirteen CNNs", "", f"`{results['command']}` on {'; '.join(machines)}", ""]
     lines += [
         "Top-1 on test images; reductions, and in brackets the drop in points +- its paired standard error (negative: better "
         "than before). A network is compressed as far as 1.5 points on 5,000 held-out training images allow. The published "
@@ -503,8 +505,9 @@ def retell(cells: dict[str, Any]) -> None:
 
 def main() -> None:
     """Run the cells that are not done."""
-    parser = runner.parser(__doc__)
-    parser.add_argument("--state", type=Path, required=True, help="folder for baselines, plans and interrupted trainings")
+    measuring = "--tables" not in sys.argv
+    parser = runner.parser(__doc__, measuring=measuring)
+    parser.add_argument("--state", type=Path, required=measuring, help="folder for baselines, plans and interrupted trainings")
     parser.add_argument("--epochs", type=float, default=30.0, help="of a baseline")
     parser.add_argument("--scale", type=float, default=1.0, help="share of all training steps that is done")
     parser.add_argument("--part", type=float, default=1.0, help="share of calibration, selection and test images that is used")
@@ -515,7 +518,6 @@ def main() -> None:
         "--tables", action="store_true", help="measure nothing: write .md and .svg anew, and the tables of README and docs"
     )
     arguments = parser.parse_args()
-    arguments.state.mkdir(parents=True, exist_ok=True)
     results = runner.read(arguments.target, "python benchmarks/thirteen.py --data FOLDER --state runs/thirteen")
 
     def write(results: dict[str, Any]) -> None:
@@ -526,6 +528,7 @@ def main() -> None:
         write(results)
         retell(results["cells"])
         return
+    arguments.state.mkdir(parents=True, exist_ok=True)
     bench = Bench(arguments)
     todo = {name: functools.partial(job, bench) for name, job in jobs(results, arguments.data.name).items()}
     try:

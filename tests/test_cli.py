@@ -115,6 +115,16 @@ def test_interrupted_run_is_resumed(files, tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "run.partial").exists()
 
 
+def test_interrupted_before_anything_is_done(files, tmp_path, capsys, monkeypatch):
+    def interrupting(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["spectrim.compress"], "statistics", interrupting)
+    assert cli.main(arguments(files, tmp_path / "run", "--keep", "0.5")) == 130
+    error = capsys.readouterr().err
+    assert "nothing is kept" in error and "--resume" not in error and not (tmp_path / "run.partial").exists()
+
+
 def test_demo(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("spectrim.demo.BUDGET", None)

@@ -1,6 +1,7 @@
 """The command line: demo | inspect | compress | train | evaluate, each a few lines over the functions of the library.
 
-Exit codes: 0 done, 1 the budget cannot be met, 2 bad input (one sentence), 130 interrupted, what was done is kept for --resume.
+Exit codes: 0 done, 1 the budget cannot be met, 2 bad input (one sentence), 130 interrupted (compress and train keep what was
+done, for --resume).
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except BudgetError as error:
         return _fail(str(error), 1)
-    except KeyboardInterrupt:
-        return _fail("interrupted; what was done is kept, run the same command with --resume to go on", 130)
+    except KeyboardInterrupt as error:
+        return _fail("; ".join(["interrupted", *map(str, error.args)]), 130)
     except CycloptsError as error:
         return _fail(f"{' '.join(str(error).split())} (spectrim --help tells more)", 2)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError, FloatingPointError) as error:

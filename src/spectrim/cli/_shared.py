@@ -232,6 +232,7 @@ def unfinished(partial: Path, resume: bool, words: dict[str, Any]) -> Iterator[N
 
     Raises:
         ValueError: If the run to be resumed had other arguments.
+        KeyboardInterrupt: If it is interrupted, saying whether anything is kept.
     """
     noted, text = partial / ARGUMENTS, json.dumps(words, indent=1, default=str)
     if noted.is_file():
@@ -250,6 +251,11 @@ def unfinished(partial: Path, resume: bool, words: dict[str, Any]) -> Iterator[N
         if not resume:
             shutil.rmtree(partial, ignore_errors=True)
         raise
+    except KeyboardInterrupt:
+        if any(file != noted for file in partial.iterdir()):
+            raise KeyboardInterrupt("what was done is kept, run the same command with --resume to go on") from None
+        shutil.rmtree(partial, ignore_errors=True)
+        raise KeyboardInterrupt("nothing was finished yet, so nothing is kept") from None
 
 
 def show(report: Report, folder: str, as_json: bool) -> None:
