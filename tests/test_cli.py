@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 import spectrim
 from spectrim import cli
-from spectrim._inputs import split_data
+from spectrim._inputs import Specs, split_data
 from spectrim.demo import demo_images, demo_model
 from spectrim.zoo import make_model
 
@@ -53,13 +53,14 @@ def test_compress_and_evaluate(files, tmp_path, capsys):
 
 
 def test_images_for_a_rank_selection_that_measures(files, tmp_path, capsys):
-    def count(wanted, held=1.0):
+    def count(wanted, held=0.0):
         spec = f"npz:{files}/calibration.npz"
-        sources = split_data(f"npz:{files}/test.npz", spec, wanted, None, (None, None), held)
+        sources = split_data(Specs(data=f"npz:{files}/test.npz", calibration=spec), images=wanted, held=held)
         return [sum(len(x) for x, _ in part) for part in (sources.calibration, sources.selection)]
 
     assert count((100, 0)) == [100, 600] and count((100, 200)) == [300, 400]
     assert count((100, 5000)) == [350, 350] and count((700, 5000)) == [700, 700]
+    assert count((700, 0), held=1.0) == count((700, 5000), held=1.0) == [350, 350]  # decisions need others than the fit
     assert cli.main(arguments(files, tmp_path / "run", "--keep", "0.7", "--search", "Interaction")) == 0
     assert "it wants 4,608 images beyond the calibration's 256, and found 0" in " ".join(capsys.readouterr().out.split())
 
@@ -71,7 +72,7 @@ def test_images_for_decisions_are_kept_away_from_training(tmp_path, size):
     images = np.stack([numbers // 256, numbers % 256, numbers * 0], -1).astype(np.uint8)[:, None, None]
     np.savez(tmp_path / "source.npz", images=np.tile(images, (1, 4, 4, 1)), labels=numbers % 10)
     spec = f"npz:{tmp_path}/source.npz"
-    sources = split_data(spec, spec, (1024, 0), None, ("0", "1"), 0.2)
+    sources = split_data(Specs(data=spec, calibration=spec, mean="0", std="1"), images=(1024, 0), held=0.2)
 
     def seen(batches):
         pixels = torch.cat([x[:, :2, 0, 0] for x, _ in batches]).mul(255).round().int()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,7 @@ class Sources:
         selection: Batches that decisions are made on; from one source the same as `test`.
         test: Batches read once, for the report.
         training: What may be trained on: everything in the calibration source but `selection`; None without such a source.
+        form: How stored images become inputs; None for those of a callable, which are taken as they are.
     """
 
     example: torch.Tensor
@@ -56,57 +58,131 @@ class Sources:
     selection: Any
     test: Any
     training: Any = None
+    form: Form | None = None
 
 
-def split_data(
-    data: str,
-    calibration: str | None,
-    images: tuple[int, int],
-    input_shape: str | None,
-    norm: tuple[str | None, str | None],
-    held: float = 1.0,
-) -> Sources:
+@dataclass(frozen=True, kw_only=True)
+class Specs:
+    """What was typed about the images.
+
+    Attributes:
+        data: The test images.
+        calibration: The training images, or None.
+        selection: The images that decisions are made on; None takes them from the calibration source.
+        input_shape: Shape of a batch, or None.
+        mean, std: Numbers with commas, or None.
+    """
+
+    data: str
+    calibration: str | None = None
+    selection: str | None = None
+    input_shape: str | None = None
+    mean: str | None = None
+    std: str | None = None
+
+    def named(self) -> dict[str, str]:
+        """Return the specs that were given, by purpose, once they are known to go together.
+
+        Raises:
+            ValueError: If they do not.
+        """
+        specs = {"data": self.data, "calibration": self.calibration, "selection": self.selection}
+        given = {name: spec for name, spec in specs.items() if spec is not None}
+        if len({is_callable_spec(spec) for spec in given.values()}) > 1:
+            words = ", ".join(f"--{name} {spec!r}" for name, spec in given.items())
+            raise ValueError(
+                f"of {words} some are stored images and some a callable; give sources of the same kind, since only stored "
+                "images are normalised here"
+            )
+        if self.selection is not None and self.selection in (self.data, self.calibration):
+            raise ValueError(f"--selection {self.selection!r} names the images of --data or --calibration; it must be others")
+        return given
+
+
+def split_data(specs: Specs, *, images: tuple[int, int], held: float = 0.0) -> Sources:
     """Return the images by purpose.
 
     Args:
-        data: Spec of the test images.
-        calibration: Spec of the training images, or None.
+        specs: Where they are, and what becomes of them.
         images: How many are for calibration, and how many more a rank selection wants to measure on; these come behind the
             others as far as they leave half of the source.
-        input_shape: Shape of a batch as it was typed, or None.
-        norm: Mean and standard deviation as they were typed, or None.
-        held: Largest share of the calibration source that decisions may keep away from training.
+        held: Largest share of the calibration source that decisions may keep away from training. 1: there will be no training,
+            but decisions, and of a small source they get half. 0: neither.
     """
-    if calibration is not None and is_callable_spec(data) != is_callable_spec(calibration):
-        raise ValueError(
-            f"of the data {data!r} and the calibration {calibration!r} one is stored images and the other a callable; give two "
-            "sources of the same kind, since only stored images are normalised here"
-        )
-    if is_callable_spec(data):
-        testing = open_callable(data)
-        given = open_callable(calibration) if calibration is not None else None
-        return Sources(testing[0][0][:1], given or testing, given or testing, testing, given)
-    test = open_images(data)
-    shape = parse_shape(input_shape) or _stored_shape(test)
-    defaults = Form(shape[1], (shape[2], shape[3]), (0.5,), (0.5,)) if shape[1] == 1 else Form(shape[1], (shape[2], shape[3]))
-    form = Form(shape[1], (shape[2], shape[3]), _numbers(norm[0], defaults.mean), _numbers(norm[1], defaults.std))
-    source = test if calibration is None else open_images(calibration, split="train")
+    given = specs.named()
+    pools: dict[str, _Stored | _Given]
+    form = None
+    if is_callable_spec(specs.data):
+        pools = {name: _Given(open_callable(spec)) for name, spec in given.items()}
+        example = pools["data"].part([0])[0][0]
+    else:
+        opened = {name: open_images(spec, split="test" if name == "data" else "train") for name, spec in given.items()}
+        shape = parse_shape(specs.input_shape) or _stored_shape(opened["data"])
+        form, example = _form(shape, specs), torch.zeros(shape)
+        pools = {name: _Stored(images, form) for name, images in opened.items()}
+    source = pools.get("calibration", pools["data"])
     half = max(1, len(source) // 2)
-    count = min(images[0], len(source) if calibration is not None else half)
+    shared = specs.selection is None and held == 1  # decisions need images of this source, too
+    count = min(images[0], half if specs.calibration is None or shared else len(source))
     count = max(count, min(sum(images), half))
-    kept = min(SELECTION, max(1, int(held * len(source))))
-    if held < 1:  # there will be training: what decisions look at is kept away from everything else
+    kept = 0 if specs.selection is not None else min(SELECTION, max(1, int((held or 1) * len(source))))
+    if 0 < held < 1:  # there will be training: what decisions look at is kept away from everything else
         count = max(1, min(count, len(source) - kept))
     order = np.random.default_rng(0).permutation(len(source)).tolist()  # stored images are often sorted by class
     first, rest = order[:count], order[count:] or order[:count]
-    head = Batches(source.part(first), form)
-    if calibration is None:
-        others = Batches(test.part(rest), form).in_memory()
-        return Sources(torch.zeros(shape), head, others, others)
-    chosen = rest[:kept]
-    training = Batches(source.part([*first, *order[count + kept :]]), form)
-    selection = Batches(source.part(chosen), form).in_memory()
-    return Sources(torch.zeros(shape), head, selection, Batches(test, form).in_memory(), training)
+    head = source.part(first)
+    chosen = pools["selection"].whole() if "selection" in pools else None
+    if specs.calibration is None:
+        others = _in_memory(source.part(rest))
+        return Sources(example, head, others if chosen is None else _in_memory(chosen), others, form=form)
+    training = source.part([*first, *order[count + kept :]])
+    deciding = source.part(rest[:kept]) if chosen is None else chosen
+    return Sources(example, head, _in_memory(deciding), _in_memory(pools["data"].whole()), training, form)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Stored images, of which batches of some are made."""
+
+    images: Images
+    form: Form
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def whole(self) -> Any:
+        return Batches(self.images, self.form)
+
+    def part(self, indices: Sequence[int]) -> Any:
+        return Batches(self.images.part(indices), self.form)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """Batches of a callable; a part of them are the same batches with fewer examples, in their order."""
+
+    batches: list[tuple[torch.Tensor, torch.Tensor]]
+
+    def __len__(self) -> int:
+        return sum(len(labels) for _, labels in self.batches)
+
+    def whole(self) -> Any:
+        return self.batches
+
+    def part(self, indices: Sequence[int]) -> Any:
+        wanted = torch.zeros(len(self), dtype=torch.bool)
+        wanted[torch.tensor(indices, dtype=torch.int64)] = True
+        masks = wanted.split([len(labels) for _, labels in self.batches])
+        return [(x[mask], y[mask]) for (x, y), mask in zip(self.batches, masks, strict=True) if mask.any()]
+
+
+def _form(shape: tuple[int, ...], specs: Specs) -> Form:
+    usual = Form(shape[1], (shape[2], shape[3]), (0.5,), (0.5,)) if shape[1] == 1 else Form(shape[1], (shape[2], shape[3]))
+    return dataclasses.replace(usual, mean=_numbers(specs.mean, usual.mean), std=_numbers(specs.std, usual.std))
+
+
+def _in_memory(batches: Any) -> Any:
+    return batches.in_memory() if isinstance(batches, Batches) else batches
 
 
 def training_data(training: Any, batch: int, seed: int) -> Any:

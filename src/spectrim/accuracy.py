@@ -53,7 +53,12 @@ class Accuracy:
 
 
 def check_labels(labels: Tensor, logits: Tensor) -> None:
-    """Raise a ValueError if a label (N,) is none of the classes of the logits (N, K)."""
+    """Raise a ValueError if the outputs are no logits (N, K) of two classes or more, or a label (N,) is none of these."""
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        shape = " x ".join(map(str, logits.shape))
+        raise ValueError(f"the network's output is {shape}; top-1 needs logits of two classes or more, N x K")
+    if labels.is_floating_point() or labels.is_complex():
+        raise ValueError(f"labels are {str(labels.dtype).removeprefix('torch.')}; they must be whole class numbers")
     low, high, classes = int(labels.min()), int(labels.max()), logits.shape[1]
     if not 0 <= low <= high < classes:
         raise ValueError(

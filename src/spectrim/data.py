@@ -178,6 +178,11 @@ def open_images(spec: str, *, split: str = "test") -> Images:
     images = READERS[kind](path, split)
     if not len(images):
         raise ValueError(f"the data {spec!r} holds no image")
+    labels = np.asarray(images.labels)
+    if labels.ndim != 1 or labels.dtype.kind not in "iuf" or (labels != np.round(labels)).any():
+        raise ValueError(
+            f"the labels of {spec!r} are such as {images.labels[0]!r}; they must be one whole class number per image"
+        )
     return images
 
 
@@ -213,7 +218,7 @@ def _parquet(path: Path, split: str) -> Images:
     try:
         import pyarrow.parquet
     except ImportError as error:
-        raise ValueError("parquet data needs the extra: pip install 'spectrim[data]'") from error
+        raise ValueError("parquet data needs PyArrow: pip install pyarrow") from error
     try:
         table = pyarrow.parquet.read_table(path)
     except (OSError, ValueError) as error:
@@ -241,7 +246,7 @@ def _folder(path: Path, split: str) -> Images:
         if file.suffix.lower() in SUFFIXES
     ]
     if not files:
-        raise ValueError(f"{str(path)!r} has no images; expected one folder per class, as DIR/class/picture.jpg")
+        raise ValueError(f"{str(path)!r} has no folders of images; expected one per class, as DIR/class/picture.jpg")
     order = np.random.default_rng(0).permutation(len(files))  # so that any slice holds all classes
     files = [files[index] for index in order]
     return Images(lambda index: _decode(files[index][0].read_bytes()), [label for _, label in files])
@@ -257,7 +262,13 @@ def _npz(path: Path, split: str) -> Images:
     labels = next((arrays[name] for name in ("labels", "y", "targets") if name in arrays), None)
     if pictures is None or labels is None or len(pictures) != len(labels):
         raise ValueError(f"{str(path)!r} must hold 'images' and as many 'labels'; it holds {', '.join(arrays)}")
-    return Images(lambda index: pictures[index], labels.astype(int).tolist())
+    bytes_fit = pictures.dtype == np.uint8 and (pictures.ndim == 3 or (pictures.ndim == 4 and pictures.shape[3] in (1, 3)))
+    if not bytes_fit and not (pictures.dtype.kind == "f" and pictures.ndim == 4):
+        raise ValueError(
+            f"the images in {str(path)!r} are {pictures.dtype}, {' x '.join(map(str, pictures.shape))}; allowed are uint8, "
+            "N x H x W (x 1 or 3), and floats, N x C x H x W, which are taken as they are: normalise them"
+        )
+    return Images(lambda index: pictures[index], labels.tolist())
 
 
 def _idx(path: Path, split: str) -> Images:

@@ -21,7 +21,7 @@ def render(report: Report) -> str:
         import matplotlib
         from jinja2 import Environment
     except ImportError as error:
-        raise ImportError("the HTML report needs the extra: pip install 'spectrim[report]'") from error
+        raise ImportError("the HTML report needs Jinja2 and matplotlib: pip install jinja2 matplotlib") from error
     matplotlib.use("Agg")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     source = files("spectrim").joinpath("page.html.jinja").read_text()

@@ -109,7 +109,7 @@ def check_search(search: Search, *, exact: bool = False) -> None:
             budget = Keep(fraction, metric)  # type: ignore[arg-type]
             best = brute_force(menu, budget)
             try:
-                plan = search.select(menu, budget)
+                plan = search.select(menu, budget, None)
             except BudgetError:
                 assert best is None, f"{search} says that {budget} cannot be met, but it can"
                 continue

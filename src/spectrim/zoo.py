@@ -52,7 +52,7 @@ def _library(kind: str, name: str) -> nn.Module:
             model = create_model(name, pretrained=False)
         return model
     except ImportError as error:
-        raise ValueError(f"{kind} cannot be imported ({error}); install it with: pip install 'spectrim[zoo]'") from error
+        raise ValueError(f"{kind} cannot be imported ({error}); install it with: pip install {kind}") from error
     except (ValueError, RuntimeError, KeyError) as error:
         raise ValueError(f"{kind} has no model {name!r}: {error}") from error
 

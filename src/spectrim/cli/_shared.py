@@ -21,7 +21,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from torch import nn
 
-from spectrim._inputs import Sources, split_data
+from spectrim._inputs import Sources, Specs, split_data
+from spectrim.accuracy import Scorer
 from spectrim.config import Config
 from spectrim.factorize import Factorization, parse
 from spectrim.plan import Plan
@@ -34,6 +35,7 @@ from spectrim.zoo import load_weights, make_model
 out = Console()
 err = Console(stderr=True)
 LATE = 30.0  # seconds without a line in a log before a stage that goes on is told of
+FROM_DATA = "from the data"  # in a report without calibration images of their own
 ARGUMENTS = "arguments.json"  # in a folder of unfinished work
 HELD = 0.2  # largest share of the training images that decisions keep away from training
 RATES = {"sgd": 0.02, "adamw": 0.001}  # largest learning rates, unless asked for
@@ -60,6 +62,7 @@ class Source:
         data: Labelled images for the report: parquet:FILE, imagefolder:DIR, npz:FILE, fashion-mnist:DIR or a callable.
         calibration: Training images: for statistics, for training, and (up to 5,000 others) for decisions. Without it compress
             takes them from --data, and the report says so.
+        selection: Labelled images for decisions that the network was not trained on, in place of some of the calibration's.
         weights: Weight file (.safetensors or a torch file of tensors).
         input_shape: Shape of a batch, such as 1,3,224,224; by default the size of the stored images, or 1,3,224,224.
         mean: Per channel, after division by 255, with commas; by default ImageNet's, for grey images 0.5.
@@ -71,6 +74,7 @@ class Source:
 
     data: str
     calibration: str | None = None
+    selection: str | None = None
     weights: str | None = None
     input_shape: Annotated[str | None, Parameter(name="--input")] = None
     mean: str | None = None
@@ -86,15 +90,26 @@ class Source:
             load_weights(network, self.weights, trust_pickle=self.trust_pickle)
         return network.to(device_of(self.device))
 
-    def open(self, choice: Choice, *, held: float = 1.0) -> Sources:
-        """Return the images by purpose; at most the share `held` of the training images is kept for decisions."""
-        wanted = choice.images, search_of(choice.search).images
-        return split_data(self.data, self.calibration, wanted, self.input_shape, (self.mean, self.std), held)
+    def open(self, choice: Choice, *, held: float) -> Sources:
+        """Return the images by purpose; `held` as in `split_data`."""
+        names = [field.name for field in dataclasses.fields(Specs)]
+        specs = Specs(**{name: getattr(self, name) for name in names})
+        return split_data(specs, images=(choice.images, search_of(choice.search).images), held=held)
 
     def words(self, model: str) -> dict[str, Any]:
         """Return what `spectrim evaluate` needs to find everything again."""
         names = {"weights": self.weights, "input": self.input_shape, "mean": self.mean, "std": self.std, "data": self.data}
-        return {"model": model, **names, "calibration": self.calibration or "from the data"}
+        others = {"calibration": self.calibration or FROM_DATA, "selection": self.selection}
+        return {"model": model, **names, **others}
+
+    def note(self) -> str:
+        """Return what a reader of the report must know, or nothing."""
+        notes = []
+        if self.weights is None:
+            notes.append("no --weights were given, so the network has those that its model spec made")
+        if self.calibration is None:
+            notes.append("images of --data were calibrated on and, for --max-drop, decided on: evaluate reads these too")
+        return "; ".join(notes)
 
 
 @Parameter(name="*")
@@ -256,6 +271,18 @@ def unfinished(partial: Path, resume: bool, words: dict[str, Any]) -> Iterator[N
             raise KeyboardInterrupt("what was done is kept, run the same command with --resume to go on") from None
         shutil.rmtree(partial, ignore_errors=True)
         raise KeyboardInterrupt("nothing was finished yet, so nothing is kept") from None
+
+
+def look(scorer: Scorer | None, sources: Sources, quiet: bool) -> None:
+    """Tell at the beginning what is easily given wrong: how images become inputs, and what the original scores on them."""
+    form, lines = sources.form, []
+    if form is not None:
+        mean, std = (", ".join(f"{value:g}" for value in values) for values in (form.mean, form.std))
+        lines.append(f"inputs  {form.channels} x {form.size[0]} x {form.size[1]}, mean {mean}, std {std}")
+    if scorer is not None:
+        lines.append(f"top-1 of the network as given  {100 * scorer.mean:.2f} on the test images")
+    for line in lines if not quiet else ():
+        err.print(line, highlight=False)
 
 
 def show(report: Report, folder: str, as_json: bool) -> None:

@@ -8,9 +8,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from spectrim._inputs import training_data
+from spectrim._inputs import first_examples, training_data
 from spectrim.accuracy import Accuracy, Scorer
-from spectrim.cli._shared import HELD, Choice, Json, Source, Training, Whole, begin, progress, show, unfinished
+from spectrim.cli._shared import HELD, Choice, Json, Source, Training, Whole, begin, look, progress, show, unfinished
 from spectrim.compress import compress as run
 from spectrim.cost import Budget, Keep, MaxDrop
 from spectrim.result import Result
@@ -71,11 +71,18 @@ def compress(
         raise ValueError("--distill, --rate and other words about training need --finetune-epochs N")
     target, partial = begin(out_dir, resume)
     network = source.network(model)
-    sources = source.open(choice, held=HELD if finetune_epochs else 1.0)
+    sources = source.open(choice, held=HELD if finetune_epochs else 1.0 if isinstance(budget, MaxDrop) else 0.0)
     words = {"source": source, "choice": choice, "keep": keep, "max-drop": max_drop, "metric": metric, "refit": refit}
     words |= {"batchnorm": batchnorm, "finetune-epochs": finetune_epochs, "training": training, "model": model}
     with progress(as_json) as tell, unfinished(partial, resume, words):
         config = dataclasses.replace(choice.config(source.seed, partial, tell), refit=refit, batchnorm=batchnorm)
+        scorer = None
+        if not (sources.selection is sources.test and isinstance(budget, MaxDrop)):  # else it is decided on and is no test
+            tell("test images", 0.0)
+            scorer = Scorer(Accuracy(sources.test), network)  # first, so that images which do not fit are found at once
+        if finetune_epochs:
+            Accuracy(first_examples(sources.training, training.batch))(network)  # likewise
+        look(scorer, sources, as_json)
         evaluate = Accuracy(sources.selection) if isinstance(budget, MaxDrop) else None
         result = run(
             network,
@@ -96,12 +103,10 @@ def compress(
             accuracy["on the selection images after fine-tuning"] = looked(result.model)
             trained = {"recipe": recipe.words(), **dataclasses.asdict(history), "accuracy": accuracy}
             seconds["fine-tuning"] = history.seconds
-        score = None
-        if not (sources.selection is sources.test and isinstance(budget, MaxDrop)):  # else it was decided on and is no test
-            tell("test images", 0.0)
-            score = Scorer(Accuracy(sources.test), network).score(result.model)
-            tell("test images", 1.0)
-    settings = {**result.report.settings, "source": source.words(model)}
+        score = scorer.score(result.model) if scorer is not None else None
+        tell("test images", 1.0)
+    notes = filter(None, (result.report.settings.get("note"), source.note()))
+    settings = {**result.report.settings, "source": source.words(model), "note": "; ".join(notes)}
     report = dataclasses.replace(result.report, test=score, settings=settings, training=trained, seconds=seconds)
     Result(result.model, result.plan, report).save(target)
     shutil.rmtree(partial, ignore_errors=True)

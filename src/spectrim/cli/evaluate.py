@@ -7,15 +7,21 @@ import json
 import sys
 from pathlib import Path
 
-from spectrim._inputs import first_examples, split_data
+from spectrim._inputs import Specs, first_examples, split_data
 from spectrim.accuracy import Accuracy, Scorer
-from spectrim.cli._shared import Json, Whole, device_of
+from spectrim.cli._shared import FROM_DATA, Json, Whole, device_of
 from spectrim.result import load
 from spectrim.zoo import load_weights, make_model
 
 
 def evaluate(
-    run: str, *, data: str | None = None, images: Whole | None = None, device: str = "cpu", as_json: Json = False
+    run: str,
+    *,
+    data: str | None = None,
+    images: Whole | None = None,
+    device: str = "cpu",
+    trust_pickle: bool = False,
+    as_json: Json = False,
 ) -> None:
     """Measure a saved result on labelled images, beside the original if its weight file is still there.
 
@@ -29,6 +35,8 @@ def evaluate(
         Only the first so many.
     device
         Where the network runs, such as cuda.
+    trust_pickle
+        Allow the original's weight file to run code when it is read.
     as_json
         Print JSON.
     """
@@ -41,12 +49,13 @@ def evaluate(
     original = make_model(source["model"]).to(device_of(device))
     small = load(run, original).to(device)
     labelled = data or source["data"]
-    testing = split_data(labelled, labelled, (1, 0), source["input"], (source["mean"], source["std"])).test
+    form = {"input_shape": source["input"], "mean": source["mean"], "std": source["std"]}
+    testing = split_data(Specs(data=labelled, calibration=labelled, **form), images=(1, 0)).test
     if images is not None:
         testing = first_examples(testing, images)
     accuracy = Accuracy(testing)
     if source["weights"] is not None and Path(source["weights"]).is_file():
-        load_weights(original, source["weights"])
+        load_weights(original, source["weights"], trust_pickle=trust_pickle)
         score = Scorer(accuracy, original).score(small)
         values = {**dataclasses.asdict(score), "drop": score.drop}
         text = score.text()
@@ -54,5 +63,8 @@ def evaluate(
         hits = accuracy.per_example(small)
         error = float(hits.std() / len(hits) ** 0.5)
         values = {"after": float(hits.mean()), "standard_error": 100 * error, "examples": len(hits)}
-        text = f"{100 * values['after']:.2f} +- {100 * error:.2f} ({len(hits):,} images)"
+        text = f"{100 * values['after']:.2f} +- {100 * error:.2f} ({len(hits):,} images; the original's weights are not there)"
+    if labelled == source["data"] and source["calibration"] == FROM_DATA:
+        values["note"] = "some of these images were calibrated or decided on"
+        text += f"\nnote   {values['note']}"
     sys.stdout.write(json.dumps(values, indent=1) + "\n" if as_json else f"top-1  {text}\n")

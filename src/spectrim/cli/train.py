@@ -17,7 +17,7 @@ from torch import distributed, nn
 
 from spectrim._inputs import Sources, first_examples, training_data
 from spectrim.accuracy import Accuracy, Scorer
-from spectrim.cli._shared import HELD, Choice, Json, Source, Training, Whole, begin, plan_file, progress, show, unfinished
+from spectrim.cli._shared import HELD, Choice, Json, Source, Training, Whole, begin, look, plan_file, progress, show, unfinished
 from spectrim.compress import Study
 from spectrim.config import Config
 from spectrim.cost import Keep
@@ -116,11 +116,12 @@ def train(
         with progress(as_json or not first) as tell, unfinished(partial, resume, words) if first else contextlib.nullcontext():
             recipe = training.recipe("sgd", epochs, source.seed, partial, tell)
             run = _Session(network, sources, choice.config(source.seed, partial, tell), keep, metric)
+            look(run.scorer, sources, as_json or not first)
             data = training_data(sources.training, recipe.batch, recipe.seed)
             result = run.train(run.plan(plan, partial), data, recipe, schedule, bool(twist.replan))
         if not first:
             return
-        settings = {**result.report.settings, "source": source.words(model)}
+        settings = {**result.report.settings, "source": source.words(model), "note": source.note()}
         result = dataclasses.replace(result, report=dataclasses.replace(result.report, settings=settings))
         result.save(target)
         save_model(network.cpu(), str(target / "dense.safetensors"))
@@ -137,6 +138,7 @@ class _Session:
         self.budget = Keep(keep, metric) if keep is not None else None
         self.example = sources.example.to(next(network.parameters()).device)
         self.given = duplicate(network).eval()
+        self.scorer = Scorer(Accuracy(sources.test), self.given)  # first, so that images which do not fit are found at once
         self.seconds: dict[str, float] = {}
 
     def plan(self, file: str | None, partial: Path) -> Plan:
@@ -188,7 +190,7 @@ class _Session:
             accuracy = {f"{images} as trained": after.accuracy[0]}
             small = distortion.finish().eval()
             trained["accuracy"] = {**accuracy, f"{images} decomposed": Accuracy(looked)(small)}
-        score = Scorer(Accuracy(self.sources.test), self.given).score(small)
+        score = self.scorer.score(small)
         return Result(small, plan, self._report(plan, small, score, trained, tuple(curves)))
 
     def _report(self, plan: Plan, small: nn.Module, score: Score, trained: dict[str, Any], curves: tuple[Curve, ...]) -> Report:

@@ -9,7 +9,7 @@ from spectrim.integrations._held import Held
 try:
     from lightning.pytorch import Callback
 except ImportError as error:
-    raise ImportError("the Lightning callback needs the extra: pip install 'spectrim[train]'") from error
+    raise ImportError("the Lightning callback needs Lightning: pip install lightning") from error
 
 
 class DistortionCallback(Held, Callback):  # type: ignore[misc,unused-ignore]

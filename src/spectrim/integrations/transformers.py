@@ -12,7 +12,7 @@ from spectrim.integrations._held import Held
 try:
     from transformers import TrainerCallback
 except ImportError as error:
-    raise ImportError("the Trainer callback needs the extra: pip install 'spectrim[train]'") from error
+    raise ImportError("the Trainer callback needs Transformers: pip install transformers accelerate") from error
 
 FILE = "distortion.pt"
 
