@@ -201,6 +201,53 @@ def test_wrapped_models_and_odd_ones(case):
     assert same.report.kept[1] <= 0.8
 
 
+class Cast(Residual):
+    """A network that uses autocast by itself."""
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(x)
+
+
+def test_autocast_of_the_network_and_of_the_caller(case):
+    model, x, _ = case
+    cast = Cast(width=12)
+    cast.load_state_dict(model.state_dict())
+    wanted = st.compress(model, x[:1], budget=st.Keep(0.6), calibration=[x]).report.measured_harm
+    found = st.compress(cast, x[:1], budget=st.Keep(0.6), calibration=[x], config=st.Config(batch=40)).report
+    assert found.kept[1] <= 0.6 and found.measured_harm < 1.5 * wanted + 1e-3
+    with torch.autocast("cpu", torch.bfloat16):
+        found = st.compress(model, x[:1], budget=st.Keep(0.6), calibration=[x]).report
+    assert found.kept[1] <= 0.6 and found.measured_harm < 1.5 * wanted + 1e-3
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_that_the_caller_has_switched_off(case, mode):
+    model, x, _ = case
+    with mode():
+        report = st.compress(model, x[:1], budget=st.Keep(0.6), calibration=[x]).report
+    assert report.kept[1] <= 0.6 and report.interactions is not None
+
+
+def test_what_the_statistics_or_the_refit_cannot_take_gets_a_sentence(case):
+    _, x, _ = case
+
+    class Frozen(Residual):
+        def forward(self, x):
+            with torch.no_grad():
+                return super().forward(x)
+
+    with pytest.raises(ValueError, match="under torch.no_grad"):
+        st.compress(Frozen(), x[:1], budget=st.Keep(0.6), calibration=[x])
+    frozen = st.compress(Frozen(), x[:1], budget=st.Keep(0.6), calibration=[x], config=st.Config(gradient=False))
+    assert frozen.report.kept[1] <= 0.6
+    mixing = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16, track_running_stats=False), nn.Conv2d(16, 16, 3)).eval()
+    with pytest.raises(ValueError, match="no running statistics"):
+        st.compress(mixing, x[:1], budget=st.Keep(0.6), calibration=[x])
+    left = st.compress(mixing, x[:1], budget=st.Keep(0.6), calibration=[x], config=st.Config(refit=False))
+    assert left.report.kept[1] <= 0.6
+
+
 def test_save_and_load(case, tmp_path):
     model, x, labels = case
     result = st.compress(model, x[:1], budget=st.Keep(0.5), calibration=[x], evaluate=st.Accuracy([(x, labels)]))

@@ -76,7 +76,7 @@ def test_npz_and_fashion_mnist(tmp_path):
         ("parquet:{}/none.parquet", "not there"),
         ("parquet:{}/text.parquet", "no readable parquet"),
         ("parquet:{}/columns.parquet", "column of image bytes"),
-        ("imagefolder:{}", "one folder per class"),
+        ("imagefolder:{}", "has no folders of images; expected one per class"),
         ("npz:{}/text.npz", "no readable npz"),
         ("npz:{}/names.npz", "must hold 'images'"),
         ("fashion-mnist:{}", "has no t10k-images"),

@@ -21,7 +21,7 @@ LEVELS = [  # imports go down or stay level, never up
     {"refit", "score", "search"},
     {"report", "page", "latency", "twin"},
     {"surgery", "statistics"},
-    {"plan", "factorize", "harm"},
+    {"plan", "factorize", "harm", "survey"},
     {"layer"},
     {"cost"},
 ]

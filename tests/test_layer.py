@@ -8,7 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import spectrim as st
 from nets import GEOMETRIES, Odd, Residual, layer_and_input
-from spectrim.layer import Layer, survey, unwrap
+from spectrim.layer import Layer, unwrap
+from spectrim.survey import survey
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)
@@ -68,6 +69,69 @@ def test_reasons():
         nn.utils.weight_norm(old[0])
     assert "hook" in survey(old, torch.randn(1, 3, 4, 4)).skipped["0"]
     assert "lazy" in survey(nn.Sequential(nn.Identity(), nn.LazyLinear(3)).eval(), torch.randn(2, 3)).skipped["1"]
+
+
+class Ways(nn.Module):
+    """Layers that the forward reaches in ways of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.listed = nn.Linear(6, 6)
+        self.chain = [self.listed]
+        self.read = nn.Linear(6, 6)
+        self.set = nn.Linear(6, 6)
+        self.set.forward = lambda x: 2 * x
+        self.bias1, self.bias2 = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.bias2.bias = self.bias1.bias
+        self.encoder = nn.TransformerEncoderLayer(6, 2, 12, batch_first=True)
+
+    def forward(self, x):
+        for layer in self.chain:
+            x = layer(self.first(x))
+        x = self.bias2(self.bias1(self.set(self.read(x.to(self.read.weight.dtype)))))
+        return self.encoder(x[:, None])[:, 0]
+
+
+def test_layers_that_cannot_be_replaced_where_they_stand():
+    model = Ways().eval()
+    found = survey(model, torch.zeros(1, 6))
+    assert [layer.name for layer in found.layers] == ["first"]
+    assert "another way than its name" in found.skipped["listed"]
+    for name in ("read", "encoder.linear1"):
+        assert "does not run with another module in its place" in found.skipped[name]
+    assert "its forward was set" in found.skipped["set"]
+    assert "shares its bias with bias1" in found.skipped["bias2"]
+    assert isinstance(model.read, nn.Linear) and model.chain[0] is model.listed
+    assert "the whole network" in survey(nn.Linear(6, 6), torch.zeros(1, 6)).skipped[""]
+
+
+@pytest.mark.parametrize("example", [torch.zeros(1, 4, 6), torch.zeros(2, 4, 6), torch.randn(3, 4, 6)])
+def test_inputs_that_are_no_batches(example):
+    """Sequences first, sequences flattened, a table that belongs to no example: the first dimension proves nothing."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.batched, self.steps, self.flat, self.table = (nn.Linear(6, 6) for _ in range(4))
+
+        def forward(self, x):
+            steps = self.steps(self.batched(x).transpose(0, 1))
+            flat = self.flat(steps.flatten(0, 1)).view_as(steps)
+            return (flat + self.table(torch.ones(12, 6))[:4, None]).transpose(0, 1)
+
+    found = survey(Net().eval(), example)
+    assert [layer.name for layer in found.layers] == ["batched"]
+    assert all("in dimension 0" in found.skipped[name] for name in ("steps", "flat", "table"))
+
+
+def test_a_network_for_one_batch_size():
+    class Net(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x.view(2, 6))
+
+    with pytest.raises(ValueError, match="the same batch twice does not"):
+        survey(Net(nn.Linear(6, 6)), torch.zeros(2, 6))
 
 
 def test_wrappers():

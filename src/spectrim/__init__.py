@@ -16,12 +16,13 @@ from spectrim.factorize import (
     Tucker2,
 )
 from spectrim.inspection import inspect
-from spectrim.layer import Layer, find_layers
+from spectrim.layer import Layer
 from spectrim.plan import Option, Plan
 from spectrim.report import Report
 from spectrim.result import Result, load
 from spectrim.search import ALDS, VBMF, Energy, Greedy, Interaction, Knapsack, Search, Similarity, Uniform
 from spectrim.surgery import apply, cost, plan_from
+from spectrim.survey import find_layers
 from spectrim.train import Distortion, Recipe, Schedule, fit, loss_along
 
 __version__ = "0.1.0"

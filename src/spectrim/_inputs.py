@@ -91,7 +91,7 @@ class Specs:
         if len({is_callable_spec(spec) for spec in given.values()}) > 1:
             words = ", ".join(f"--{name} {spec!r}" for name, spec in given.items())
             raise ValueError(
-                f"of {words} some are stored images and some a callable; give sources of the same kind, since only stored "
+                f"of {words} some are stored images and some a callable; give all of the same kind, since only stored "
                 "images are normalised here"
             )
         if self.selection is not None and self.selection in (self.data, self.calibration):

@@ -21,7 +21,7 @@ from spectrim.cost import Budget, BudgetError, Keep, MaxDrop, Metric
 from spectrim.factorize import Moments
 from spectrim.harm import check, is_logits, output_harm
 from spectrim.latency import measure
-from spectrim.layer import Example, Survey, batch_size, call, evaluation_mode, survey, tensors_of
+from spectrim.layer import Example, batch_size, call, evaluation_mode, tensors_of
 from spectrim.maxdrop import RESOLUTION, Bracket
 from spectrim.plan import Plan
 from spectrim.probe import NetworkProbe, account, count
@@ -34,6 +34,7 @@ from spectrim.score.rescore import MEASURED, Data, rescored, restored
 from spectrim.search import Menu
 from spectrim.statistics import statistics
 from spectrim.surgery import apply, cost, duplicate, skeleton
+from spectrim.survey import Survey, survey
 
 HARM_IMAGES = 512  # calibration images on which the outputs of the two networks are compared
 MEMORY = 1 << 30  # bytes of images that a rank selection may have beyond the calibration's
@@ -74,22 +75,24 @@ def compress(
         raise TypeError(f"the budget is {budget!r}; it must be Keep(fraction, metric) or MaxDrop(points, metric)")
     if isinstance(budget, MaxDrop) and evaluate is None:
         raise ValueError("MaxDrop needs evaluate, a function from a network to its score; give one, or use Keep")
-    study = Study(model, example, calibration, config or Config())
-    scorer = None
-    if evaluate is not None:
-        with study.stage("evaluate"):
-            scorer = Scorer(evaluate, study.model)
-        if isinstance(budget, MaxDrop) and abs(scorer.mean) > 1:
-            raise ValueError(f"evaluate returned {scorer.mean:g}; MaxDrop needs a fraction between 0 and 1, such as 0.917")
-    if isinstance(budget, Keep):
-        plan, small = study.shrink(budget)
-        score = None
-        if scorer is not None:
+    off = [torch.autocast(kind, enabled=False) for kind in ("cpu", "cuda")]
+    with torch.inference_mode(False), torch.enable_grad(), off[0], off[1]:  # whatever the caller has around
+        study = Study(model, example, calibration, config or Config())
+        scorer = None
+        if evaluate is not None:
             with study.stage("evaluate"):
-                score = scorer.score(small)
-        return study.result(budget, plan, small, score)
-    assert scorer is not None
-    return study.most_compressed(budget, scorer)
+                scorer = Scorer(evaluate, study.model)
+            if isinstance(budget, MaxDrop) and abs(scorer.mean) > 1:
+                raise ValueError(f"evaluate returned {scorer.mean:g}; MaxDrop needs a fraction between 0 and 1, such as 0.917")
+        if isinstance(budget, Keep):
+            plan, small = study.shrink(budget)
+            score = None
+            if scorer is not None:
+                with study.stage("evaluate"):
+                    score = scorer.score(small)
+            return study.result(budget, plan, small, score)
+        assert scorer is not None
+        return study.most_compressed(budget, scorer)
 
 
 class Study(Ledger):
@@ -109,6 +112,8 @@ class Study(Ledger):
         batch_size(example)
         self.model = duplicate(model)
         check_weights(self.model)
+        if config.refit and calibration is not None:
+            check_norms(self.model)
         self.example = example
         size = sum(x[:1].numel() * x.element_size() for x in tensors_of(example))
         extra = min(config.search.images, MEMORY // max(size, 1))
@@ -366,6 +371,20 @@ class Study(Ledger):
     def images(self) -> int:
         """How many calibration images statistics and refit use."""
         return count(self.batches)
+
+
+def check_norms(model: nn.Module) -> None:
+    """Check that no normalisation mixes the examples of a batch, of which the refit runs two streams.
+
+    Raises:
+        ValueError: If one does.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise ValueError(
+                f"the normalisation {name!r} has no running statistics, so it mixes the images of a batch and layers cannot be "
+                "refitted to one another; use refit=False"
+            )
 
 
 def check_weights(model: nn.Module) -> None:

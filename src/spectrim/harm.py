@@ -162,7 +162,8 @@ def _evaluated(outputs: Any, reference: Any, harm: Harm, *, create_graph: bool =
         raise ValueError(f"harm returned {given}; it must return one differentiable number, the batch's mean")
     if not value.requires_grad:
         raise ValueError("harm's answer does not depend differentiably on the outputs; use torch operations on them throughout")
-    return leaves, value.reshape(())
+    with torch.enable_grad():
+        return leaves, value.reshape(())
 
 
 def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -24,9 +24,10 @@ from spectrim.factorize import (
     Tucker2,
     describe,
 )
-from spectrim.layer import Example, Layer, survey, unwrap
+from spectrim.layer import Example, Layer, unwrap
 from spectrim.report import short
 from spectrim.surgery import cost, working_weight
+from spectrim.survey import survey
 
 ALL: tuple[Factorization, ...] = (
     ChannelSVD(),

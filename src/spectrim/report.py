@@ -12,8 +12,8 @@ from rich.table import Table
 
 from spectrim.cost import Budget, Cost
 from spectrim.latency import Latency
-from spectrim.layer import Survey
 from spectrim.plan import Option, Plan
+from spectrim.survey import Survey
 
 
 @dataclass(frozen=True)

@@ -270,6 +270,11 @@ def _observer(sums: _Sums, sampler: Sampler, gradient: bool) -> Any:
                 sums.inputs.add(lowered(layer, args[0].detach(), index).float())
         if not gradient:
             return None
+        if not torch.is_grad_enabled():
+            raise ValueError(
+                f"the forward runs layer {layer.name!r} under torch.no_grad(), so what it matters cannot be told; take that "
+                "out of the forward, exclude the layer, or use gradient=False"
+            )
         if not output.requires_grad:
             output = output.detach().requires_grad_().clone()
         output.register_hook(lambda grad: _add_gradient(sums, grad))

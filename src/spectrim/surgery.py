@@ -14,8 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from spectrim.cost import Cost
 from spectrim.factorize import Factorization, Moments
 from spectrim.factorize._base import from_canonical, to_canonical
-from spectrim.layer import Example, Layer, batch_size, call, evaluation_mode, survey, unwrap
+from spectrim.layer import Example, Layer, batch_size, call, evaluation_mode, unwrap
 from spectrim.plan import Option, Plan
+from spectrim.survey import survey
 
 BALANCING = 20  # sweeps over the gaps between factors; one is exact for two factors
 HOOKS = (

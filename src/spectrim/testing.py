@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from spectrim.cost import BudgetError, Cost, Keep
 from spectrim.factorize import ChannelSVD, Factorization, Moments
 from spectrim.factorize._base import harm, to_canonical
-from spectrim.layer import Layer, find_layers
+from spectrim.layer import Layer
 from spectrim.plan import Option, Plan
 from spectrim.search import Menu, Search
 from spectrim.statistics import statistics
 from spectrim.surgery import apply, cost, skeleton, working_weight
+from spectrim.survey import find_layers
 
 
 def check_factorization(

@@ -24,8 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spectrim.layer import Example, call, evaluation_mode, tensors_of
+from spectrim.layer import Example, call, doubled, evaluation_mode, tensors_of, uncast
 
+WAY_OUT = "use refit=False"
 aten = torch.ops.aten
 ADDITIONS = (aten.add.Tensor, aten.add_.Tensor)
 NORMS = (
@@ -114,7 +115,7 @@ class _Tracer(TorchDispatchMode):
             if id(tensor) not in self.changed:
                 self.uses[id(tensor)] += 1
         chain = self.origins.get(id(args[0])) if args and isinstance(args[0], Tensor) else None
-        if func in NORMS and chain is not None:
+        if func in NORMS and chain is not None and args[3] is not None:  # without running statistics it is not affine
             scale, shift = _affine(func, args)
             tensors = (*chain.tensors, id(outputs[0]))
             self.origins[id(outputs[0])] = _Chain(chain.layer, chain.scale * scale, chain.shift * scale + shift, tensors)
@@ -159,7 +160,7 @@ def trace(model: nn.Module, names: Sequence[str], batch: Example) -> Trace:
 
     handles = [model.get_submodule(name).register_forward_hook(hook(name)) for name in names]
     try:
-        with torch.no_grad(), tracer:
+        with torch.no_grad(), _uncached(), tracer:
             call(model, batch)
     finally:
         for handle in handles:
@@ -174,6 +175,11 @@ def trace(model: nn.Module, names: Sequence[str], batch: Example) -> Trace:
     once = tuple(name for name in calls if counts[name] == 1)
     size = tracer.largest // max(len(tensors_of(batch)[0]), 1)
     return Trace(once, {index: addition for index, (_, addition) in additions.items()}, size)
+
+
+def _uncached() -> torch.autocast:
+    """Return a context in which the network's own autocast casts weights in every forward, so that operations are as many."""
+    return torch.autocast("cpu", enabled=False, cache_enabled=False)
 
 
 class _Stopped(Exception):
@@ -288,14 +294,16 @@ class TwinStream:
         finally:
             for handle in handles:
                 handle.remove()
+        if missing := set(self.sites) - set(self.modules):
+            raise RuntimeError(f"the forward never came to the output of {min(missing)!r}, so it cannot be refitted; {WAY_OUT}")
         return self.modules
 
     def _forward(self, chunk: int, batch: Example) -> None:
         self.local.chunk, self.local.visited, self.local.pending = chunk, 0, {}
         self.local.mode = _Interceptor(self)
-        doubled = _doubled(batch)
-        with torch.no_grad(), self.local.mode:
-            call(self.model, doubled)
+        twice = doubled(batch)
+        with torch.no_grad(), _uncached(), self.local.mode:
+            call(self.model, twice)
 
     def _hook(self, name: str) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
         def answer(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
@@ -318,7 +326,7 @@ class TwinStream:
         if chunk == 0:
             self.order.append(name)
         if len(self.order) <= visited or self.order[visited] != name:
-            raise RuntimeError("the forward takes another path for other inputs, so it cannot be refitted; use refit=False")
+            raise RuntimeError(f"the forward takes another path for other inputs, so it cannot be refitted; {WAY_OUT}")
         self.sites[name].observe(x, target, response)
         if chunk == self.steps.count - 1:
             self.modules[name] = self.sites[name].solve()
@@ -337,7 +345,7 @@ class TwinStream:
         small = scale.abs() <= 1e-3 * scale.abs().max()  # a channel that hardly reaches the sum cannot pay anything back
         owed = torch.where(small, 0, (other[:half] - other[half:]) / torch.where(small, 1, scale))
         self.meet(addition.layer, x[half:], output[:half] + owed, output[half:])
-        fitted = scale * self.modules[addition.layer](x[half:]) + shift
+        fitted = scale * uncast(self.modules[addition.layer], x[half:]).to(output.dtype) + shift
         args[addition.operand] = torch.cat([branch[:half], fitted])
 
 
@@ -361,7 +369,7 @@ class _Interceptor(TorchDispatchMode):
         if index not in self.twin.additions:
             return func(*args, **(kwargs or {}))
         if func not in ADDITIONS or self.twin.additions[index].layer not in self.twin.local.pending:
-            raise RuntimeError("the forward takes another path for other inputs, so it cannot be refitted; use refit=False")
+            raise RuntimeError(f"the forward takes another path for other inputs, so it cannot be refitted; {WAY_OUT}")
         changed = list(args)
         self.twin.add(index, changed)
         if func is aten.add_.Tensor:
@@ -380,11 +388,3 @@ class _Pause:
 
     def __exit__(self, *_: object) -> None:
         self.mode.paused = False
-
-
-def _doubled(batch: Example) -> Example:
-    if isinstance(batch, Tensor):
-        return torch.cat([batch, batch])
-    if isinstance(batch, dict):
-        return {key: torch.cat([value, value]) for key, value in batch.items()}
-    return tuple(torch.cat([value, value]) for value in batch)

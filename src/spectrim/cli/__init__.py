@@ -41,19 +41,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BudgetError as error:
         return _fail(str(error), 1)
     except KeyboardInterrupt as error:
-        return _fail("; ".join(["interrupted", *map(str, error.args)]), 130)
+        return _fail("interrupted", 130, error)
     except CycloptsError as error:
         return _fail(f"{' '.join(str(error).split())} (spectrim --help tells more)", 2)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
-        return _fail(" ".join(str(error).split()) or type(error).__name__, 2)
+        return _fail(" ".join(str(error).split()) or type(error).__name__, 2, error)
     except Exception as error:  # of the user's own model or data code, or a mistake of ours
         if os.environ.get("SPECTRIM_TRACEBACK"):
             raise
-        return _fail(f"{type(error).__name__}: {' '.join(str(error).split())} (SPECTRIM_TRACEBACK=1 shows where)", 2)
+        return _fail(f"{type(error).__name__}: {' '.join(str(error).split())} (SPECTRIM_TRACEBACK=1 shows where)", 2, error)
     return 0
 
 
-def _fail(sentence: str, code: int) -> int:
+def _fail(sentence: str, code: int, error: BaseException | None = None) -> int:
+    sentence = "; ".join([sentence, *getattr(error, "__notes__", ())])
     err.print(f"spectrim: {sentence}", soft_wrap=True, highlight=False, markup=False)
     return code
 

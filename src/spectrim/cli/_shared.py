@@ -21,9 +21,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from torch import nn
 
-from spectrim._inputs import Sources, Specs, split_data
-from spectrim.accuracy import Scorer
+from spectrim._inputs import Sources, Specs, first_examples, split_data
+from spectrim.accuracy import Accuracy, Scorer
 from spectrim.config import Config
+from spectrim.cost import BudgetError
 from spectrim.factorize import Factorization, parse
 from spectrim.plan import Plan
 from spectrim.report import Report
@@ -243,11 +244,10 @@ def begin(out_dir: str, resume: bool) -> tuple[Path, Path]:
 
 @contextlib.contextmanager
 def unfinished(partial: Path, resume: bool, words: dict[str, Any]) -> Iterator[None]:
-    """Note the arguments of a new run, and leave nothing behind when it fails; an interrupted one keeps what was done.
+    """Note the arguments of a new run; leave nothing behind if they are wrong, else keep what was done and say so.
 
     Raises:
         ValueError: If the run to be resumed had other arguments.
-        KeyboardInterrupt: If it is interrupted, saying whether anything is kept.
     """
     noted, text = partial / ARGUMENTS, json.dumps(words, indent=1, default=str)
     if noted.is_file():
@@ -262,27 +262,45 @@ def unfinished(partial: Path, resume: bool, words: dict[str, Any]) -> Iterator[N
         noted.write_text(text)
     try:
         yield
-    except Exception:
+    except (ValueError, TypeError, BudgetError):  # other arguments are needed, for which the work would be of no use
         if not resume:
             shutil.rmtree(partial, ignore_errors=True)
         raise
-    except KeyboardInterrupt:
+    except BaseException as error:
         if any(file != noted for file in partial.iterdir()):
-            raise KeyboardInterrupt("what was done is kept, run the same command with --resume to go on") from None
-        shutil.rmtree(partial, ignore_errors=True)
-        raise KeyboardInterrupt("nothing was finished yet, so nothing is kept") from None
+            error.add_note("what was done is kept, run the same command with --resume to go on")
+        else:
+            shutil.rmtree(partial, ignore_errors=True)
+            error.add_note("nothing was finished yet, so nothing is kept")
+        raise
 
 
-def look(scorer: Scorer | None, sources: Sources, quiet: bool) -> None:
-    """Tell at the beginning what is easily given wrong: how images become inputs, and what the original scores on them."""
-    form, lines = sources.form, []
-    if form is not None:
-        mean, std = (", ".join(f"{value:g}" for value in values) for values in (form.mean, form.std))
-        lines.append(f"inputs  {form.channels} x {form.size[0]} x {form.size[1]}, mean {mean}, std {std}")
+def look(network: nn.Module, sources: Sources, quiet: bool, *, test: bool = True, training: int = 0) -> Scorer | None:
+    """Run the original network on the images first: whether they fit is known at once, and what it scores can be told.
+
+    Args:
+        network: The original.
+        sources: The images.
+        quiet: Tell nothing.
+        test: Whether the test images are to be scored.
+        training: How many training images to try.
+
+    Returns:
+        What compares with the original on the test images, if these are to be scored.
+    """
+    lines = []
+    if sources.form is not None:
+        mean, std = (", ".join(f"{value:g}" for value in values) for values in (sources.form.mean, sources.form.std))
+        height, width = sources.form.size
+        lines.append(f"inputs  {sources.form.channels} x {height} x {width}, mean {mean}, std {std}")
+    if training:
+        Accuracy(first_examples(sources.training, training))(network)
+    scorer = Scorer(Accuracy(sources.test), network) if test else None
     if scorer is not None:
-        lines.append(f"top-1 of the network as given  {100 * scorer.mean:.2f} on the test images")
+        lines.append(f"top-1 of the network as given, on the test images  {100 * scorer.mean:.2f}")
     for line in lines if not quiet else ():
         err.print(line, highlight=False)
+    return scorer
 
 
 def show(report: Report, folder: str, as_json: bool) -> None:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
+from torch import nn
 
-from spectrim._inputs import first_examples, training_data
-from spectrim.accuracy import Accuracy, Scorer
+from spectrim._inputs import Sources, training_data
+from spectrim.accuracy import Accuracy
 from spectrim.cli._shared import HELD, Choice, Json, Source, Training, Whole, begin, look, progress, show, unfinished
 from spectrim.compress import compress as run
 from spectrim.cost import Budget, Keep, MaxDrop
 from spectrim.result import Result
-from spectrim.train import fit
+from spectrim.train import Recipe, fit
 
 
 def compress(
@@ -76,13 +77,8 @@ def compress(
     words |= {"batchnorm": batchnorm, "finetune-epochs": finetune_epochs, "training": training, "model": model}
     with progress(as_json) as tell, unfinished(partial, resume, words):
         config = dataclasses.replace(choice.config(source.seed, partial, tell), refit=refit, batchnorm=batchnorm)
-        scorer = None
-        if not (sources.selection is sources.test and isinstance(budget, MaxDrop)):  # else it is decided on and is no test
-            tell("test images", 0.0)
-            scorer = Scorer(Accuracy(sources.test), network)  # first, so that images which do not fit are found at once
-        if finetune_epochs:
-            Accuracy(first_examples(sources.training, training.batch))(network)  # likewise
-        look(scorer, sources, as_json)
+        one = sources.selection is sources.test and isinstance(budget, MaxDrop)  # what is decided on is no test
+        scorer = look(network, sources, as_json, test=not one, training=training.batch if finetune_epochs else 0)
         evaluate = Accuracy(sources.selection) if isinstance(budget, MaxDrop) else None
         result = run(
             network,
@@ -95,14 +91,9 @@ def compress(
         trained, seconds = {}, dict(result.report.seconds)
         if finetune_epochs:
             recipe = training.recipe("adamw", finetune_epochs, source.seed, partial, tell)
-            data = training_data(sources.training, recipe.batch, recipe.seed)
-            looked = Accuracy(sources.selection)
-            accuracy = {"on the selection images before fine-tuning": looked(result.model)}
-            history = fit(result.model, data, recipe=recipe, teacher=network)
-            result.model.eval()
-            accuracy["on the selection images after fine-tuning"] = looked(result.model)
-            trained = {"recipe": recipe.words(), **dataclasses.asdict(history), "accuracy": accuracy}
-            seconds["fine-tuning"] = history.seconds
+            trained = _fine_tuned(result.model, network, sources, recipe)
+            seconds["fine-tuning"] = trained["seconds"]
+        tell("test images", 0.0)
         score = scorer.score(result.model) if scorer is not None else None
         tell("test images", 1.0)
     notes = filter(None, (result.report.settings.get("note"), source.note()))
@@ -111,6 +102,15 @@ def compress(
     Result(result.model, result.plan, report).save(target)
     shutil.rmtree(partial, ignore_errors=True)
     show(report, str(target), as_json)
+
+
+def _fine_tuned(small: nn.Module, network: nn.Module, sources: Sources, recipe: Recipe) -> dict[str, Any]:
+    """Train the small network, and return what the report tells of it."""
+    looked = Accuracy(sources.selection)
+    accuracy = {"on the selection images before fine-tuning": looked(small)}
+    history = fit(small, training_data(sources.training, recipe.batch, recipe.seed), recipe=recipe, teacher=network)
+    accuracy["on the selection images after fine-tuning"] = looked(small.eval())
+    return {"recipe": recipe.words(), **dataclasses.asdict(history), "accuracy": accuracy}
 
 
 def _budget(keep: float | None, max_drop: float | None, metric: str) -> Budget:

@@ -22,11 +22,11 @@ from spectrim.compress import Study
 from spectrim.config import Config
 from spectrim.cost import Keep
 from spectrim.latency import measure
-from spectrim.layer import survey
 from spectrim.plan import Plan
 from spectrim.report import Curve, Report, Score, budget_text, make_rows
 from spectrim.result import Result
 from spectrim.surgery import cost, duplicate
+from spectrim.survey import survey
 from spectrim.train import Distortion, Recipe, Schedule, fit, loss_along
 
 FLATNESS = 1000  # selection images on which the loss along the low-rank direction is measured
@@ -115,8 +115,9 @@ def train(
         sources = place.open(choice, held=HELD)
         with progress(as_json or not first) as tell, unfinished(partial, resume, words) if first else contextlib.nullcontext():
             recipe = training.recipe("sgd", epochs, source.seed, partial, tell)
-            run = _Session(network, sources, choice.config(source.seed, partial, tell), keep, metric)
-            look(run.scorer, sources, as_json or not first)
+            scorer = look(network, sources, as_json or not first, training=training.batch)
+            assert scorer is not None
+            run = _Session(network, sources, choice.config(source.seed, partial, tell), keep, metric, scorer)
             data = training_data(sources.training, recipe.batch, recipe.seed)
             result = run.train(run.plan(plan, partial), data, recipe, schedule, bool(twist.replan))
         if not first:
@@ -133,12 +134,13 @@ def train(
 class _Session:
     """One training run: the network, its images, and what is chosen and told of it."""
 
-    def __init__(self, network: nn.Module, sources: Sources, config: Config, keep: float | None, metric: Any) -> None:
-        self.network, self.sources, self.config = network, sources, config
+    def __init__(
+        self, network: nn.Module, sources: Sources, config: Config, keep: float | None, metric: Any, scorer: Scorer
+    ) -> None:
+        self.network, self.sources, self.config, self.scorer = network, sources, config, scorer
         self.budget = Keep(keep, metric) if keep is not None else None
         self.example = sources.example.to(next(network.parameters()).device)
         self.given = duplicate(network).eval()
-        self.scorer = Scorer(Accuracy(sources.test), self.given)  # first, so that images which do not fit are found at once
         self.seconds: dict[str, float] = {}
 
     def plan(self, file: str | None, partial: Path) -> Plan:

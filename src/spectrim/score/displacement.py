@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from spectrim.harm import Harm, curvature_root, detached, floats, output_harm, slope
-from spectrim.layer import Example, call, evaluation_mode, tensors_of
+from spectrim.layer import Example, call, evaluation_mode, tensors_of, uncast
 from spectrim.plan import Option
 from spectrim.search import Surroundings
 from spectrim.statistics import attached
@@ -104,11 +104,17 @@ def _samples(
         wanted = [v.to(x) for v, x in zip(direction, floats(outputs), strict=True) if x.requires_grad]
         gradients = torch.autograd.grad(results, answers, wanted, retain_graph=True, allow_unused=True)
         pulled.append([torch.zeros_like(y) if g is None else g for y, g in zip(answers, gradients, strict=True)])
-    stacked = {id(y): torch.stack([each[i].flatten(1) for each in pulled], 1) for i, y in enumerate(answers)}  # (N, 2, d)
+    stacked = {
+        id(y): torch.stack([each[i].flatten(1) for each in pulled], 1).float() for i, y in enumerate(answers)
+    }  # (N, 2, d)
     rows = []
     with torch.no_grad():
         for option, module in alternatives:
             pairs = seen[option.layer.name]
-            row = [torch.bmm(stacked[id(y)], (module(x) - y).flatten(1)[:, :, None])[:, :, 0] for x, y in pairs]
+            row = [torch.bmm(stacked[id(y)], _wide(uncast(module, x) - y).flatten(1)[:, :, None])[:, :, 0] for x, y in pairs]
             rows.append(torch.stack(row).sum(0).double().cpu().T)
     return torch.stack(rows).numpy()
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
