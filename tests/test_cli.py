@@ -212,6 +212,10 @@ def test_data_of_a_callable_and_of_one_source(tmp_path, capsys, files, monkeypat
     assert json.loads(capsys.readouterr().out)["test"]["examples"] == 150  # 150 calibrate, the others test
     assert cli.main([*common, "--data", f"npz:{files}/test.npz", "--out", str(tmp_path / "b"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["test"]["examples"] == 350  # 150 calibrate, the others test
+    assert cli.main(["evaluate", str(tmp_path / "b")]) == 0
+    assert "some of these images were calibrated or decided on" in capsys.readouterr().out
+    noted = json.loads((tmp_path / "b" / "report.json").read_text())["settings"]["note"]
+    assert "images of --data were calibrated on" in noted and "--weights" not in noted
     common = [*common[:-2], "--max-drop", "5"]
     assert cli.main([*common, "--data", f"npz:{files}/test.npz", "--out", str(tmp_path / "c"), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
@@ -255,6 +259,73 @@ def test_words_that_would_be_ignored_are_refused(files, tmp_path, capsys):
     assert cli.main(training(files, tmp_path / "run", "--plan", str(empty))) == 2
     assert "replaces no layer" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_images_for_decisions_of_their_own(files, tmp_path, capsys):
+    with np.load(files / "test.npz") as held:
+        np.savez(tmp_path / "held.npz", images=held["images"][:200], labels=held["labels"][:200])
+    more = ["--max-drop", "20", "--methods", "ChannelSVD", "--selection", f"npz:{tmp_path}/held.npz"]
+    assert cli.main(arguments(files, tmp_path / "run", *more)) == 0
+    captured = capsys.readouterr()
+    assert "inputs  1 x 28 x 28, mean 0.5, std 0.5" in captured.err and "top-1 of the network as given" in captured.err
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["selection"]["examples"] == 200 and report["test"]["examples"] == 500
+    assert report["settings"]["calibration images"] == 256
+    assert cli.main(arguments(files, tmp_path / "b", "--max-drop", "20", "--selection", f"npz:{files}/test.npz")) == 2
+    assert "it must be others" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arrays", "match"),
+    [
+        ({"labels": np.arange(40) / 7}, "one whole class number per image"),
+        ({"labels": np.array(["dog"] * 40)}, "'dog'; they must be one whole class number"),
+        ({"labels": np.eye(10)[np.arange(40) % 10]}, "one whole class number"),
+        ({"labels": np.arange(40)}, "the network has 10 outputs"),
+        ({"images": np.zeros((40, 1, 28, 28), np.uint8)}, "allowed are uint8, N x H x W"),
+        ({"images": np.zeros((40, 28, 28), np.int64)}, "are int64, 40 x 28 x 28"),
+        ({"images": np.zeros((40, 28, 28), np.float32)}, "floats, N x C x H x W"),
+    ],
+)
+def test_test_images_that_do_not_fit_are_found_before_anything_else(files, tmp_path, capsys, monkeypatch, arrays, match):
+    monkeypatch.delattr(sys.modules["spectrim.compress"], "statistics")
+    usual = {"images": np.zeros((40, 28, 28), np.uint8), "labels": np.arange(40) % 10}
+    np.savez(tmp_path / "odd.npz", **(usual | arrays))
+    command = arguments(files, tmp_path / "run", "--keep", "0.5")
+    command[command.index("--data") + 1] = f"npz:{tmp_path}/odd.npz"
+    assert cli.main(command) == 2
+    assert match in " ".join(capsys.readouterr().err.split()) and [path.name for path in tmp_path.iterdir()] == ["odd.npz"]
+
+
+def test_what_fails_by_itself_keeps_what_was_done(files, tmp_path, capsys, monkeypatch):
+    def full(*_, **__):
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["spectrim.compress"], "refit", full)
+        assert cli.main(arguments(files, tmp_path / "run", "--keep", "0.5")) == 2
+    assert "no space left on device; what was done is kept" in capsys.readouterr().err
+    monkeypatch.delattr(sys.modules["spectrim.compress"], "statistics")
+    assert cli.main(arguments(files, tmp_path / "run", "--keep", "0.5", "--resume")) == 0
+
+
+def test_a_network_that_is_no_classifier(files, tmp_path, capsys):
+    lines = ["from torch import nn", "def build():", "    return nn.Sequential(nn.Flatten(), nn.Linear(784, 1))", ""]
+    (tmp_path / "one.py").write_text("\n".join(lines))
+    command = ["compress", f"{tmp_path}/one.py:build", "--data", f"npz:{files}/test.npz", "--keep", "0.5"]
+    assert cli.main([*command, "--out", str(tmp_path / "run")]) == 2
+    assert "top-1 needs logits of two classes or more" in capsys.readouterr().err
+
+
+def test_a_result_of_a_trusted_pickle_is_evaluated(files, tmp_path, capsys):
+    torch.save(demo_model(), tmp_path / "whole.pt")
+    command = arguments(files, tmp_path / "run", "--keep", "0.5", "--methods", "ChannelSVD", "--trust-pickle")
+    command[command.index("--weights") + 1] = str(tmp_path / "whole.pt")
+    assert cli.main(command) == 0
+    assert cli.main(["evaluate", str(tmp_path / "run")]) == 2
+    assert "--trust-pickle" in capsys.readouterr().err
+    assert cli.main(["evaluate", str(tmp_path / "run"), "--trust-pickle", "--images", "50"]) == 0
+    assert "->" in capsys.readouterr().out
 
 
 def test_labels_that_the_network_does_not_know_are_refused(files, tmp_path, capsys):

@@ -48,6 +48,13 @@ def test_imagefolder_resizes_and_mixes_the_classes(tmp_path):
     assert len(images) == 10 and set(images.labels[:6]) == {0, 1}
     assert to_input(images.read(0), Form(3, (32, 32))).shape == (3, 32, 32)
     assert to_input(images.read(0), Form(1, (28, 28), (0.5,), (0.5,))).shape == (1, 28, 28)
+    (tmp_path / "cat" / "._0.png").write_bytes(b"of an archive")  # no picture, so it is passed over
+    assert len(open_images(f"imagefolder:{tmp_path}")) == 10
+    damaged = tmp_path / "cat" / "0.png"
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    images = open_images(f"imagefolder:{tmp_path}")
+    with pytest.raises(ValueError, match=r"cat/0.png' is no readable image"):
+        list(Batches(images, Form(3, (32, 32))))
     flat = np.full((64, 48, 3), 51, np.uint8)
     torch.testing.assert_close(to_input(flat, Form(3, (32, 32), (0,), (1,))), torch.full((3, 32, 32), 0.2))
 

@@ -207,11 +207,14 @@ def open_callable(spec: str) -> list[tuple[Tensor, Tensor]]:
     return [(inputs, labels) for inputs, labels in batches]
 
 
-def _decode(data: bytes) -> np.ndarray:
+def _decode(data: bytes, name: str) -> np.ndarray:
     from PIL import Image
 
-    picture = Image.open(io.BytesIO(data))
-    return np.asarray(picture if picture.mode == "L" else picture.convert("RGB"))
+    try:
+        picture = Image.open(io.BytesIO(data))
+        return np.asarray(picture if picture.mode == "L" else picture.convert("RGB"))
+    except (OSError, SyntaxError) as error:  # what Pillow raises for damaged files
+        raise ValueError(f"{name} is no readable image: {error}") from error
 
 
 def _parquet(path: Path, split: str) -> Images:
@@ -232,7 +235,7 @@ def _parquet(path: Path, split: str) -> Images:
 
     def read(index: int) -> np.ndarray:
         value = cells[index].as_py()
-        return _decode(value["bytes"] if isinstance(value, dict) else value)
+        return _decode(value["bytes"] if isinstance(value, dict) else value, f"image {index} of {str(path)!r}")
 
     return Images(read, table.column(labels).to_pylist())
 
@@ -243,13 +246,15 @@ def _folder(path: Path, split: str) -> Images:
         (file, label)
         for label, child in enumerate(classes)
         for file in sorted(child.rglob("*"))
-        if file.suffix.lower() in SUFFIXES
+        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
     ]
     if not files:
         raise ValueError(f"{str(path)!r} has no folders of images; expected one per class, as DIR/class/picture.jpg")
     order = np.random.default_rng(0).permutation(len(files))  # so that any slice holds all classes
     files = [files[index] for index in order]
-    return Images(lambda index: _decode(files[index][0].read_bytes()), [label for _, label in files])
+    return Images(
+        lambda index: _decode(files[index][0].read_bytes(), repr(str(files[index][0]))), [label for _, label in files]
+    )
 
 
 def _npz(path: Path, split: str) -> Images:
