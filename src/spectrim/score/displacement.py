@@ -104,14 +104,13 @@ def _samples(
         wanted = [v.to(x) for v, x in zip(direction, floats(outputs), strict=True) if x.requires_grad]
         gradients = torch.autograd.grad(results, answers, wanted, retain_graph=True, allow_unused=True)
         pulled.append([torch.zeros_like(y) if g is None else g for y, g in zip(answers, gradients, strict=True)])
-    stacked = {
-        id(y): torch.stack([each[i].flatten(1) for each in pulled], 1).float() for i, y in enumerate(answers)
-    }  # (N, 2, d)
+    stacked = [_wide(torch.stack([each[i].flatten(1) for each in pulled], 1)) for i in range(len(answers))]  # (N, 2, d)
+    of = {id(y): gradients for y, gradients in zip(answers, stacked, strict=True)}
     rows = []
     with torch.no_grad():
         for option, module in alternatives:
             pairs = seen[option.layer.name]
-            row = [torch.bmm(stacked[id(y)], _wide(uncast(module, x) - y).flatten(1)[:, :, None])[:, :, 0] for x, y in pairs]
+            row = [torch.bmm(of[id(y)], _wide(uncast(module, x) - y).flatten(1)[:, :, None])[:, :, 0] for x, y in pairs]
             rows.append(torch.stack(row).sum(0).double().cpu().T)
     return torch.stack(rows).numpy()
 
