@@ -24,7 +24,7 @@ from spectrim.factorize import (
     Tucker2,
     describe,
 )
-from spectrim.layer import Example, Layer, unwrap
+from spectrim.layer import Example, Layer, Shape, tensors_of, unwrap
 from spectrim.report import short
 from spectrim.surgery import cost, working_weight
 from spectrim.survey import survey
@@ -66,17 +66,19 @@ class LayerView:
 
 @dataclass(frozen=True)
 class Inspection:
-    """All layers, the total cost, and the weighted modules that cannot be factorized with their reasons."""
+    """All layers, the modules that cannot be factorized with their reasons, the total cost, and the inputs it is of."""
 
     layers: tuple[LayerView, ...]
     skipped: dict[str, str]
     total: Cost
+    inputs: tuple[Shape, ...]
 
     def table(self) -> Table:
         """Return a terminal table: for each method the largest rank that pays."""
+        shapes = " and ".join(" x ".join(map(str, shape)) for shape in self.inputs)
         title = (
-            f"{self.total.params:,} parameters, {self.total.macs:,} MACs. Rank of the kernel, singular values "
-            "that hold 90 and 99 % of its energy, and for each method the largest rank that pays"
+            f"{self.total.params:,} parameters, {self.total.macs:,} MACs of an input of {shapes}. Rank of the kernel, singular "
+            "values that hold 90 and 99 % of its energy, and for each method the largest rank that pays"
         )
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
         names = list(dict.fromkeys(name for view in self.layers for name in view.methods))
@@ -122,7 +124,8 @@ def inspect(model: nn.Module, example: Example, *, methods: Sequence[Factorizati
     model = unwrap(model)
     found = survey(model, example)
     views = tuple(_view(model, layer, methods) for layer in found.layers)
-    return Inspection(views, found.skipped, cost(model, example))
+    inputs = tuple(tuple(tensor.shape[1:]) for tensor in tensors_of(example))
+    return Inspection(views, found.skipped, cost(model, example), inputs)
 
 
 def _view(model: nn.Module, layer: Layer, methods: Sequence[Factorization]) -> LayerView:
