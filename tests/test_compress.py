@@ -1,6 +1,8 @@
 import copy
 import functools
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -223,6 +225,32 @@ def test_save_and_load(case, tmp_path):
         st.load(folder, Residual(width=12))
     with pytest.raises(ValueError, match="no plan.json"):
         st.load(tmp_path, Residual(width=12))
+
+
+def test_saving_into_folders_that_exist(case, tmp_path, monkeypatch):
+    model, x, _ = case
+    result = st.compress(model, x[:1], budget=st.Keep(0.5))
+    there, elsewhere = tmp_path / "there", tmp_path / "elsewhere"
+    for folder in (there, elsewhere):
+        folder.mkdir()
+    (tmp_path / "link").symlink_to(elsewhere)
+    (tmp_path / "file").write_text("")
+    tmp_path.joinpath("here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    replaced = []
+    move = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda file, target: replaced.append(target.name) or move(file, target))
+    for folder in (there, tmp_path / "link", "."):
+        written = result.save(folder)
+        assert written == Path(folder).resolve() and replaced[-1] == "report.json"
+        assert {file.name for file in written.iterdir()} == {"model.safetensors", "plan.json", "report.html", "report.json"}
+        assert torch.equal(st.load(folder, model)(x), result.model.eval()(x))
+    assert (tmp_path / "link").is_symlink()
+    with pytest.raises(ValueError, match="since '.*file' is no folder; choose another place"):
+        result.save(tmp_path / "file" / "out")
+    monkeypatch.setattr(os, "access", lambda place, mode: False)
+    with pytest.raises(ValueError, match="is not writable; choose another place"):
+        result.save(tmp_path / "out")
 
 
 def test_plans_can_be_read_edited_and_applied(case):
