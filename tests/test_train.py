@@ -12,6 +12,7 @@ import torch
 from tests.nets import GEOMETRIES, Residual, layer_and_input, settle
 from torch import nn
 from torch.nn import functional
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import spectrim as st
 from spectrim.factorize._base import as_tuple
@@ -432,6 +433,48 @@ def test_interrupted_fit_goes_on_exactly(tmp_path, monkeypatch):
         st.fit(again, (x, y), recipe=dataclasses.replace(recipe, rate=0.5))
     with pytest.raises(ValueError, match="other data"):
         st.fit(again, (x + 1, y), recipe=recipe, twist=st.Distortion(again, plan, every=2))
+
+
+class Watched(TensorDataset):
+    """Images that are noisy at each look, and the numbers of those looked at."""
+
+    def __init__(self, *tensors):
+        super().__init__(*tensors)
+        self.looks = []
+
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        self.looks.append(index)
+        return image + 0.1 * torch.randn(image.shape), label
+
+
+def test_a_shuffling_loader_goes_on_exactly(tmp_path, monkeypatch):
+    model, x, y = network()
+    recipe = st.Recipe(epochs=3, batch=16, checkpoint=tmp_path / "state.pt")
+    monkeypatch.setattr(sys.modules["spectrim.train.fit"], "SAVE_SECONDS", 0.0)
+    whole, half, again = copy.deepcopy(model), copy.deepcopy(model), copy.deepcopy(model)
+    data = Watched(x, y)
+    st.fit(whole, DataLoader(data, 16, shuffle=True), recipe=dataclasses.replace(recipe, checkpoint=None))
+    looks, data.looks = data.looks, []
+    epochs = [looks[:64], looks[64:128], looks[128:]]
+    assert all(sorted(epoch) == list(range(64)) for epoch in epochs) and epochs[0] != epochs[1]
+    count = itertools.count(1)
+    hook = half.conv1.register_forward_hook(lambda *_: 1 / 0 if next(count) == 7 else None)  # in the third step of epoch 2
+    with pytest.raises(ZeroDivisionError):
+        st.fit(half, DataLoader(data, 16, shuffle=True), recipe=recipe)
+    hook.remove()
+    data.looks = []
+    torch.manual_seed(7)
+    st.fit(again, DataLoader(data, 16, shuffle=True), recipe=recipe)
+    assert data.looks == looks[64:]
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def test_samplers_are_told_the_epoch():
+    model, x, y = network()
+    sampler = DistributedSampler(TensorDataset(x, y), num_replicas=2, rank=1)
+    st.fit(model, DataLoader(TensorDataset(x, y), 16, sampler=sampler), recipe=st.Recipe(epochs=3))
+    assert sampler.epoch == 2
 
 
 def test_a_signal_waits_for_the_step_and_keeps_it(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -40,6 +41,14 @@ class Tensors:
         for chosen in order(len(self.images), self.size, self.seed, self.number):
             mine = chosen[rank::world]
             yield self.images[mine], self.labels[mine]
+
+
+def tell_epoch(batches: Any, epoch: int) -> None:
+    """Call `set_epoch` of a loader and of its samplers, where there is one."""
+    parts: list[Any] = [batches, getattr(batches, "sampler", None), getattr(batches, "batch_sampler", None)]
+    for part in parts:
+        if hasattr(part, "set_epoch"):
+            part.set_epoch(epoch)
 
 
 def check_batch(images: Tensor, labels: Tensor) -> None:

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from spectrim.accuracy import check_labels
 from spectrim.layer import evaluation_mode, tensors_of, unwrap
-from spectrim.train.batches import Tensors, augment, check_batch, place
+from spectrim.train.batches import Tensors, augment, check_batch, place, tell_epoch
 from spectrim.train.distort import Distortion
 
 FORMAT = "spectrim-training-2"
@@ -136,8 +136,8 @@ def fit(
 
     Args:
         model: The network; it is trained where it is and comes back in the mode it had.
-        data: Images (N, C, H, W) and labels (N,), shuffled here; or a sized iterable of batches that shuffles itself
-            (its `set_epoch(epoch)` is called if it has one).
+        data: Images (N, C, H, W) and labels (N,), shuffled here; or a sized iterable of batches that shuffles itself, by
+            torch's own random numbers, which are seeded before each batch, or by `set_epoch(epoch)` of it or of its sampler.
         recipe: How.
         teacher: With `Recipe.distill`, the network whose outputs are imitated; with the same input.
         twist: Its `step()` is called after every step of the optimizer; `finish()` is left to the caller.
@@ -161,8 +161,7 @@ def fit(
         run.network.train()
         with torch.random.fork_rng(), run.interruptible():
             for epoch in range(run.steps // run.length, recipe.epochs):
-                if hasattr(batches, "set_epoch"):
-                    batches.set_epoch(epoch)
+                tell_epoch(batches, epoch)
                 run.epoch(batches, teacher)
     finally:
         for module, mode in modes:
@@ -232,7 +231,7 @@ class _Run:
         """Train on what is left of an epoch."""
         done = self.steps % self.length
         begin = time.perf_counter()
-        for index, (inputs, labels) in enumerate(batches):
+        for index, (inputs, labels) in enumerate(self._seeded(batches, self.steps - done)):
             if index < done:
                 continue
             if not isinstance(batches, Tensors):
@@ -254,10 +253,24 @@ class _Run:
             if self.steps % self.length == 0:
                 break
 
+    def _seeded(self, batches: Iterable[tuple[Tensor, Tensor]], step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches from a step on, so that what a loader draws at random does not depend on where a run began."""
+        self._seed(step)
+        source = iter(batches)
+        while (batch := next(source, None)) is not None:
+            yield batch
+            step += 1
+            self._seed(step)
+
+    def _seed(self, step: int) -> int:
+        """Seed torch for a step of this process; return the seed."""
+        seed = (self.recipe.seed * 1_000_003 + step) * 4096 + place()[0]
+        torch.manual_seed(seed)
+        return seed
+
     def _step(self, inputs: Tensor, labels: Tensor, teacher: nn.Module | None) -> Tensor:
         recipe = self.recipe
-        seed = (recipe.seed * 1_000_003 + self.steps) * 4096 + place()[0]
-        torch.manual_seed(seed)  # for dropout
+        seed = self._seed(self.steps)  # for dropout
         if inputs.ndim == 4:
             inputs = augment(inputs, recipe.crop, recipe.flip, torch.Generator().manual_seed(seed))
         with self._autocast():
