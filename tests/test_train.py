@@ -470,6 +470,17 @@ def test_a_shuffling_loader_goes_on_exactly(tmp_path, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values(), strict=True))
 
 
+def test_bfloat16_where_it_is_fast(monkeypatch):
+    model, x, y = network()
+    fit = sys.modules["spectrim.train.fit"]
+    run = fit._Run(model, st.Recipe(), Tensors(x, y, size=16), None)
+    run.device = torch.device("cuda", 1)
+    monkeypatch.setattr(torch, "autocast", lambda *given: given)
+    for capability, fast in (((7, 5), False), ((8, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert (run._autocast() == ("cuda", torch.bfloat16)) == fast
+
+
 def test_samplers_are_told_the_epoch():
     model, x, y = network()
     sampler = DistributedSampler(TensorDataset(x, y), num_replicas=2, rank=1)

@@ -299,7 +299,9 @@ class _Run:
 
     def _autocast(self) -> Any:
         wanted = self.recipe.precision
-        fast = self.device.type == "cuda" or (self.device.type == "cpu" and torch.cpu._is_avx512_bf16_supported())
+        fast = self.device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+        if self.device.type == "cuda" and wanted == "auto":  # older ones, such as T4 and V100, emulate it
+            fast = torch.cuda.get_device_capability(self.device) >= (8, 0)
         if wanted == "float32" or (wanted == "auto" and not fast):
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
