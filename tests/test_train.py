@@ -481,6 +481,12 @@ def test_bfloat16_where_it_is_fast(monkeypatch):
         assert (run._autocast() == ("cuda", torch.bfloat16)) == fast
 
 
+def test_only_the_devices_in_use_are_looked_at(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    model, x, y = network()
+    assert st.fit(model, (x, y), recipe=st.Recipe(epochs=1)).steps == 1
+
+
 def test_samplers_are_told_the_epoch():
     model, x, y = network()
     sampler = DistributedSampler(TensorDataset(x, y), num_replicas=2, rank=1)

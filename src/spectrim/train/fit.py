@@ -159,7 +159,8 @@ def fit(
     modes = [(module, module.training) for module in unwrap(model).modules()]
     try:
         run.network.train()
-        with torch.random.fork_rng(), run.interruptible():
+        used = {parameter.device for parameter in run.model.parameters()} if torch.cuda.is_available() else set()
+        with torch.random.fork_rng([device for device in used if device.type == "cuda"]), run.interruptible():
             for epoch in range(run.steps // run.length, recipe.epochs):
                 tell_epoch(batches, epoch)
                 run.epoch(batches, teacher)
