@@ -10,6 +10,7 @@ import spectrim as st
 from accelerator import CPU, DEVICE, accelerator
 from nets import Residual, settle
 from spectrim.factorize import describe
+from spectrim.latency import measure
 from spectrim.search import SEARCHES
 from test_factorize import METHODS
 
@@ -113,3 +114,12 @@ def test_training_goes_on_on_the_device(case, tmp_path):
     assert torch.equal(*trained)
     assert places(twist.finish()) == {DEVICE}
     assert len(st.loss_along(model, plan, batches=[(x.cpu(), labels)], twist=twist).loss) == 9
+
+
+def test_latency_waits_for_the_device_of_the_example(case, monkeypatch):
+    model, x, _ = case
+    waited = []
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
+    (found,) = measure([model], x[:1], seconds=0)
+    assert found.runs == 5 and waited == 6 * [DEVICE]
