@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import matplotlib
 import pytest
 import torch
 from torch import nn
@@ -203,9 +204,10 @@ def test_wrapped_models_and_odd_ones(case):
     assert same.report.kept[1] <= 0.8
 
 
-def test_save_and_load(case, tmp_path):
+def test_save_and_load(case, tmp_path, monkeypatch):
     model, x, labels = case
     result = st.compress(model, x[:1], budget=st.Keep(0.5), calibration=[x], evaluate=st.Accuracy([(x, labels)]))
+    monkeypatch.setattr(matplotlib, "use", None)  # the backend is the user's
     folder = result.save(tmp_path / "out")
     assert sorted(file.name for file in folder.iterdir()) == ["model.safetensors", "plan.json", "report.html", "report.json"]
     again = st.load(folder, Residual(width=12))
