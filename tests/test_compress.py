@@ -191,6 +191,16 @@ def test_device_dtype_format_mode_and_flags_are_kept(dtype):
     assert torch.isfinite(small(x.to(dtype))).all()
 
 
+def test_backward_hooks_are_kept(case):
+    model, x, _ = case
+    model, calls = copy.deepcopy(model), []
+    model.conv2.register_full_backward_hook(lambda module, grads, outputs: calls.append(type(module)))
+    model.conv2.register_full_backward_pre_hook(lambda module, outputs: calls.append(type(module)))
+    small = st.compress(model, x[:1], budget=st.Keep(0.5)).model
+    small(x).sum().backward()
+    assert calls == [nn.Sequential] * 2
+
+
 def test_wrapped_models_and_odd_ones(case):
     model, x, _ = case
     for wrapped in (nn.DataParallel(model), torch.compile(model)):

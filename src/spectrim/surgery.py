@@ -235,6 +235,7 @@ def build(option: Option, module: nn.Module, factors: Sequence[Tensor] | None, b
     for hooks in HOOKS:
         if hasattr(module, hooks):
             getattr(sequence, hooks).update(getattr(module, hooks))
+    sequence._is_full_backward_hook = module._is_full_backward_hook  # how its backward hooks are called
     return sequence
 
 
