@@ -412,6 +412,8 @@ class Shrinking:
         ({"calibration": []}, ValueError, "empty"),
         ({"calibration": 3}, TypeError, "must be an iterable"),
         ({"calibration": ["a"]}, TypeError, "inputs or"),
+        ({"example": {"x": torch.randn(1, 3, 8, 8), "flag": True}}, TypeError, "example's 'flag' is bool; with calibration"),
+        ({"example": {"x": torch.randn(1, 3, 8, 8)}, "calibration": [{"x": 1}]}, TypeError, "with tensors under the keys x"),
         ({"calibration": [torch.randn(4, 3, 9, 9)]}, ValueError, "the same size"),
         ({"calibration": [torch.full((4, 3, 8, 8), float("inf"))]}, ValueError, "NaN or infinite"),
         ({"evaluate": failing}, ValueError, "evaluate raised RuntimeError: no images here"),
