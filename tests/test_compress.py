@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import spectrim as st
-from nets import Odd, Residual, settle
+from nets import InPlace, Odd, Residual, settle
 from spectrim.cache import Cache, Ledger, identity
 from spectrim.maxdrop import Bracket
 from spectrim.surgery import apply, working_weight
@@ -54,6 +54,23 @@ def test_without_data_the_weights_are_approximated(case):
     assert result.report.kept[1] <= 0.6 and result.report.measured_harm is None
     assert result.report.harm_unit == "relative squared weight error"
     assert all(not option.bias for option in result.plan.values())
+
+
+@pytest.mark.parametrize("refit", [True, False])
+def test_a_network_that_changes_its_input_in_place(case, refit):
+    model, x, labels = case
+    x = x.clone()
+    given = x[:2], x.split(32), (x, labels)
+    kept = copy.deepcopy(given)
+    search = st.Interaction(images=32) if refit else st.Greedy()
+    config = st.Config(methods=(st.ChannelSVD(),), images=48, batch=16, batchnorm=not refit, refit=refit, search=search)
+    found = []
+    for network in (InPlace(model), InPlace(model, inplace=False)):
+        budget, evaluate = st.Keep(0.6), st.Accuracy([given[2]])
+        found.append(st.compress(network, given[0], budget=budget, calibration=given[1], evaluate=evaluate, config=config))
+    torch.testing.assert_close(given, kept, rtol=0, atol=0)
+    assert found[0].plan == found[1].plan and found[0].report.selection == found[1].report.selection
+    assert found[0].report.measured_harm == found[1].report.measured_harm
 
 
 def test_max_drop_returns_what_it_evaluated(case):

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from tests.nets import GEOMETRIES, Residual, layer_and_input, settle
+from tests.nets import GEOMETRIES, InPlace, Residual, layer_and_input, settle
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
@@ -485,6 +485,21 @@ def test_only_the_devices_in_use_are_looked_at(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     model, x, y = network()
     assert st.fit(model, (x, y), recipe=st.Recipe(epochs=1)).steps == 1
+
+
+def test_images_stay_as_they_are():
+    model, x, y = network()
+    model = InPlace(model)
+    plan = plan_of(model, x.clone(), layers=("network.conv1",))
+    batches = list(zip(x.split(16), y.split(16), strict=True))
+    kept = x.clone()
+    recipe = st.Recipe(epochs=2, crop=0, flip=False, distill=0.5, rate=1e-8, smoothing=0)
+    for data in (batches, (x, y)):
+        trained = st.fit(copy.deepcopy(model), data, recipe=recipe, teacher=model)
+        alone = st.fit(copy.deepcopy(model), data, recipe=dataclasses.replace(recipe, distill=0.0))
+        assert trained.loss[0] == pytest.approx(alone.loss[0] / 2, rel=1e-2)  # the teacher sees what the network sees
+    st.loss_along(model, plan, batches=batches)
+    assert torch.equal(x, kept)
 
 
 def test_samplers_are_told_the_epoch():

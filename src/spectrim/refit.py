@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map, tree_map_only
 
 from spectrim.factorize import Moments
 from spectrim.factorize._base import ridge
@@ -208,8 +208,6 @@ def _fitting(batches: Sequence[Example], bytes_per_example: int) -> list[Example
 
 
 def _head(batch: Example, count: int) -> Example:
-    if isinstance(batch, Tensor):
-        return batch[:count]
-    if isinstance(batch, dict):
-        return {key: value[:count] for key, value in batch.items()}
-    return tuple(value[:count] for value in batch)
+    """Return copies of the first examples, no views: a trace counts what is done to them."""
+    head: Example = tree_map_only(Tensor, lambda value: value[:count].clone(), batch)
+    return head

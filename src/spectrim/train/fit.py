@@ -22,7 +22,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from spectrim.accuracy import check_labels
-from spectrim.layer import evaluation_mode, tensors_of, unwrap
+from spectrim.layer import call, evaluation_mode, tensors_of, unwrap
 from spectrim.train.batches import Tensors, augment, check_batch, place, tell_epoch
 from spectrim.train.distort import Distortion
 
@@ -207,7 +207,7 @@ class _Run:
                 raise ValueError(f"the network's {name!r} holds NaN or infinity; give weights that are finite")
         if isinstance(batches, Tensors):
             with evaluation_mode(self.model), torch.no_grad():
-                check_labels(batches.labels, tensors_of(self.model(batches.images[:1].to(self.device)))[0])
+                check_labels(batches.labels, tensors_of(call(self.model, batches.images[:1].to(self.device)))[0])
         if self.twist is None:
             return
         if not isinstance(self.twist, Distortion) or unwrap(self.twist.model) is not self.model:
@@ -275,13 +275,13 @@ class _Run:
         if inputs.ndim == 4:
             inputs = augment(inputs, recipe.crop, recipe.flip, torch.Generator().manual_seed(seed))
         with self._autocast():
-            outputs = tensors_of(self.network(inputs))[0]
+            outputs = tensors_of(call(self.network, inputs))[0]
             if labels.device.type == "cpu":  # elsewhere each look waits for the device
                 check_labels(labels, outputs)
             loss = functional.cross_entropy(outputs.float(), labels, label_smoothing=recipe.smoothing)
             if teacher is not None and recipe.distill:
                 with torch.no_grad(), evaluation_mode(teacher):
-                    wanted = tensors_of(teacher(inputs))[0].float() / recipe.temperature
+                    wanted = tensors_of(call(teacher, inputs))[0].float() / recipe.temperature
                 told = functional.kl_div(
                     (outputs.float() / recipe.temperature).log_softmax(1),
                     wanted.log_softmax(1),
