@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map, tree_map_only
 
 from spectrim.factorize import Moments
-from spectrim.factorize._base import ridge
+from spectrim.factorize._base import eye_like, ridge
 from spectrim.layer import Example, call, evaluation_mode, tensors_of
 from spectrim.plan import Option, Plan
 from spectrim.statistics import Covariance, Sampler, lowered
@@ -65,9 +65,9 @@ class Regression(Site):
         mean, wanted = self.sums.mean.to(weight), self.sums.other_mean.to(weight)
         self.sums = Covariance()
         flat, seen = weight.flatten(2), c.shape[1]
-        damped = c + ridge(c, RIDGE) * torch.eye(seen).to(weight)
+        damped = c + ridge(c, RIDGE) * eye_like(seen, weight)
         in_inputs = self.moments.covariance is not None
-        start = flat if in_inputs else torch.eye(seen).to(weight).expand_as(c)
+        start = flat if in_inputs else eye_like(seen, weight).expand_as(c)
         best = start + _solved(damped, (k - start @ c).mT).mT  # W*, or the map from the dense response
         response = best @ damped @ best.mT
         norm = replace(self.moments, response=(response + response.mT) / 2, response_mean=wanted)
