@@ -74,6 +74,17 @@ class Residual(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+class InPlace(nn.Module):
+    """Normalises what it is given, in place."""
+
+    def __init__(self, network, inplace=True):
+        super().__init__()
+        self.network, self.inplace = network, inplace
+
+    def forward(self, x):
+        return self.network(x.sub_(0.5) if self.inplace else x - 0.5)
+
+
 class Odd(nn.Module):
     """Dict output, a layer called twice, a shared module, branches joined by cat, an unused layer, two inputs."""
 

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 import spectrim
 from spectrim import cli
 from spectrim._inputs import Specs, split_data
+from spectrim.cli._shared import begin
 from spectrim.demo import demo_images, demo_model
 from spectrim.zoo import make_model
 
@@ -245,6 +246,11 @@ def test_a_folder_of_the_user_is_not_taken_for_unfinished_work(files, tmp_path, 
         for more in ([], ["--resume"]):
             assert cli.main([*command, *more]) == 2
             assert "holds something else" in capsys.readouterr().err and note.read_text() == "mine"
+
+
+def test_the_folder_where_one_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert begin(".", resume=False) == (tmp_path, tmp_path.with_name(tmp_path.name + ".partial"))
 
 
 def test_words_that_would_be_ignored_are_refused(files, tmp_path, capsys):

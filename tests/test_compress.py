@@ -1,13 +1,16 @@
 import copy
 import functools
 import json
+import os
+from pathlib import Path
 
+import matplotlib
 import pytest
 import torch
 from torch import nn
 
 import spectrim as st
-from nets import Odd, Residual, settle
+from nets import InPlace, Odd, Residual, settle
 from spectrim.cache import Cache, Ledger, identity
 from spectrim.maxdrop import Bracket
 from spectrim.surgery import apply, working_weight
@@ -51,6 +54,23 @@ def test_without_data_the_weights_are_approximated(case):
     assert result.report.kept[1] <= 0.6 and result.report.measured_harm is None
     assert result.report.harm_unit == "relative squared weight error"
     assert all(not option.bias for option in result.plan.values())
+
+
+@pytest.mark.parametrize("refit", [True, False])
+def test_a_network_that_changes_its_input_in_place(case, refit):
+    model, x, labels = case
+    x = x.clone()
+    given = x[:2], x.split(32), (x, labels)
+    kept = copy.deepcopy(given)
+    search = st.Interaction(images=32) if refit else st.Greedy()
+    config = st.Config(methods=(st.ChannelSVD(),), images=48, batch=16, batchnorm=not refit, refit=refit, search=search)
+    found = []
+    for network in (InPlace(model), InPlace(model, inplace=False)):
+        budget, evaluate = st.Keep(0.6), st.Accuracy([given[2]])
+        found.append(st.compress(network, given[0], budget=budget, calibration=given[1], evaluate=evaluate, config=config))
+    torch.testing.assert_close(given, kept, rtol=0, atol=0)
+    assert found[0].plan == found[1].plan and found[0].report.selection == found[1].report.selection
+    assert found[0].report.measured_harm == found[1].report.measured_harm
 
 
 def test_max_drop_returns_what_it_evaluated(case):
@@ -188,6 +208,16 @@ def test_device_dtype_format_mode_and_flags_are_kept(dtype):
     assert torch.isfinite(small(x.to(dtype))).all()
 
 
+def test_backward_hooks_are_kept(case):
+    model, x, _ = case
+    model, calls = copy.deepcopy(model), []
+    model.conv2.register_full_backward_hook(lambda module, grads, outputs: calls.append(type(module)))
+    model.conv2.register_full_backward_pre_hook(lambda module, outputs: calls.append(type(module)))
+    small = st.compress(model, x[:1], budget=st.Keep(0.5)).model
+    small(x).sum().backward()
+    assert calls == [nn.Sequential] * 2
+
+
 def test_wrapped_models_and_odd_ones(case):
     model, x, _ = case
     for wrapped in (nn.DataParallel(model), torch.compile(model)):
@@ -248,9 +278,10 @@ def test_what_the_statistics_or_the_refit_cannot_take_gets_a_sentence(case):
     assert left.report.kept[1] <= 0.6
 
 
-def test_save_and_load(case, tmp_path):
+def test_save_and_load(case, tmp_path, monkeypatch):
     model, x, labels = case
     result = st.compress(model, x[:1], budget=st.Keep(0.5), calibration=[x], evaluate=st.Accuracy([(x, labels)]))
+    monkeypatch.setattr(matplotlib, "use", None)  # the backend is the user's
     folder = result.save(tmp_path / "out")
     assert sorted(file.name for file in folder.iterdir()) == ["model.safetensors", "plan.json", "report.html", "report.json"]
     again = st.load(folder, Residual(width=12))
@@ -270,6 +301,32 @@ def test_save_and_load(case, tmp_path):
         st.load(folder, Residual(width=12))
     with pytest.raises(ValueError, match="no plan.json"):
         st.load(tmp_path, Residual(width=12))
+
+
+def test_saving_into_folders_that_exist(case, tmp_path, monkeypatch):
+    model, x, _ = case
+    result = st.compress(model, x[:1], budget=st.Keep(0.5))
+    there, elsewhere = tmp_path / "there", tmp_path / "elsewhere"
+    for folder in (there, elsewhere):
+        folder.mkdir()
+    (tmp_path / "link").symlink_to(elsewhere)
+    (tmp_path / "file").write_text("")
+    tmp_path.joinpath("here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    replaced = []
+    move = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda file, target: replaced.append(target.name) or move(file, target))
+    for folder in (there, tmp_path / "link", "."):
+        written = result.save(folder)
+        assert written == Path(folder).resolve() and replaced[-1] == "report.json"
+        assert {file.name for file in written.iterdir()} == {"model.safetensors", "plan.json", "report.html", "report.json"}
+        assert torch.equal(st.load(folder, model)(x), result.model.eval()(x))
+    assert (tmp_path / "link").is_symlink()
+    with pytest.raises(ValueError, match="since '.*file' is no folder; choose another place"):
+        result.save(tmp_path / "file" / "out")
+    monkeypatch.setattr(os, "access", lambda place, mode: False)
+    with pytest.raises(ValueError, match="is not writable; choose another place"):
+        result.save(tmp_path / "out")
 
 
 def test_plans_can_be_read_edited_and_applied(case):
@@ -419,6 +476,8 @@ class Shrinking:
         ({"calibration": []}, ValueError, "empty"),
         ({"calibration": 3}, TypeError, "must be an iterable"),
         ({"calibration": ["a"]}, TypeError, "inputs or"),
+        ({"example": {"x": torch.randn(1, 3, 8, 8), "flag": True}}, TypeError, "example's 'flag' is bool; with calibration"),
+        ({"example": {"x": torch.randn(1, 3, 8, 8)}, "calibration": [{"x": 1}]}, TypeError, "with tensors under the keys x"),
         ({"calibration": [torch.randn(4, 3, 9, 9)]}, ValueError, "the same size"),
         ({"calibration": [torch.full((4, 3, 8, 8), float("inf"))]}, ValueError, "NaN or infinite"),
         ({"evaluate": failing}, ValueError, "evaluate raised RuntimeError: no images here"),

@@ -1,6 +1,8 @@
+import copy
 import gzip
 import io
 import struct
+from collections import OrderedDict
 
 import numpy as np
 import pyarrow
@@ -140,6 +142,16 @@ def test_models_and_weights(tmp_path):
     before = model[0].weight.clone()
     load_weights(model, str(tmp_path / "w.pth"))
     torch.testing.assert_close(model[0].weight, before + 1)
+    wrapping = torch.nn.Sequential(OrderedDict(module=torch.nn.Linear(2, 3), head=torch.nn.Linear(3, 2)))
+    for name, wrapper in [
+        ("plain", wrapping),
+        ("parallel", torch.nn.DataParallel(wrapping)),
+    ]:  # its own keys begin with module.
+        torch.save(wrapper.state_dict(), tmp_path / f"{name}.pth")
+        again = copy.deepcopy(wrapping)
+        torch.nn.init.zeros_(again.module.weight)
+        load_weights(again, str(tmp_path / f"{name}.pth"))
+        assert torch.equal(again.module.weight, wrapping.module.weight)
     torch.save(model, tmp_path / "pickled.pth")
     with pytest.raises(ValueError, match="pickle that needs code"):
         load_weights(model, str(tmp_path / "pickled.pth"))

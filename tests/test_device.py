@@ -1,5 +1,6 @@
 """On a device: everything the library computes there, with the stand-in of accelerator.py. No real device is used here."""
 
+import copy
 import sys
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ import spectrim as st
 from accelerator import CPU, DEVICE, accelerator
 from nets import Residual, settle
 from spectrim.factorize import describe
+from spectrim.latency import measure
 from spectrim.search import SEARCHES
 from test_factorize import METHODS
 
@@ -113,3 +115,37 @@ def test_training_goes_on_on_the_device(case, tmp_path):
     assert torch.equal(*trained)
     assert places(twist.finish()) == {DEVICE}
     assert len(st.loss_along(model, plan, batches=[(x.cpu(), labels)], twist=twist).loss) == 9
+
+
+def test_latency_waits_for_the_device_of_the_example(case, monkeypatch):
+    model, x, _ = case
+    waited = []
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
+    (found,) = measure([model], x[:1], seconds=0)
+    assert found.runs == 5 and waited == 6 * [DEVICE]
+
+
+@pytest.mark.parametrize("method", PLANAR, ids=describe)
+def test_another_default_device(method, tmp_path):
+    """As after torch.set_default_device("cuda"), where nothing can be made of what lies on it by mistake."""
+    x = torch.randn(96, 3, 8, 8)
+    model = settle(Residual(width=12), x)
+    with torch.no_grad():
+        labels = model(x).argmax(1)
+    search = st.Interaction(images=32) if method == st.ChannelSVD() else st.Greedy() if method == st.CP() else st.Knapsack()
+    config = st.Config(methods=(method,), images=48, batch=16, search=search, batchnorm=True, cache=tmp_path / "cache")
+    found = []
+    for device in ("meta", "cpu"):
+        dense, evaluate = copy.deepcopy(model), st.Accuracy([(x, labels)])
+        recipe = st.Recipe(epochs=1, batch=32, checkpoint=tmp_path / f"{device}.pt")
+        with torch.device(device):
+            result = st.compress(model, x[:1], budget=st.Keep(0.9), calibration=[x], evaluate=evaluate, config=config)
+            small = st.load(result.save(tmp_path / device), model)
+            twist = st.Distortion(dense, result.plan, every=2)
+            st.fit(dense, (x, labels), recipe=recipe, twist=twist)
+            curve = st.loss_along(dense, result.plan, batches=[(x, labels)], twist=twist)
+        assert places(small) == places(twist.finish()) == {CPU}
+        config = replace(config, cache=None)
+        found.append((result.plan, result.report.measured_harm, curve))
+    assert found[0] == found[1]

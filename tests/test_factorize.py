@@ -1,6 +1,7 @@
 """Every promise of every decomposition, over a table of all decompositions x geometries."""
 
 import dataclasses
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -250,6 +251,19 @@ def test_names():
         st.SpatialSVD(axis=7)
     with pytest.raises(ValueError, match="rows=0"):
         st.TiledSVD(rows=0)
+
+
+@dataclass(frozen=True)
+class Mine(st.ChannelSVD):
+    """A decomposition of the user that begins with one of ours."""
+
+    option: int = 1
+
+
+def test_a_subclass_of_a_decomposition_comes_back_from_json():
+    module, x = layer_and_input("plain")
+    plan = st.plan_from(nn.Sequential(module), x, {"0": (Mine(option=2), 3)})
+    assert st.Plan.from_json(plan.to_json()) == plan
 
 
 @pytest.mark.parametrize(

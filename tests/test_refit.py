@@ -157,6 +157,32 @@ def test_batchnorm_is_reestimated():
     assert not fresh.bn1.training and fresh.bn1.momentum == model.bn1.momentum
 
 
+class Pooled(nn.Module):
+    """A norm of one value per image, and one that is never called."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.unused = nn.Conv2d(3, 4, 3), nn.BatchNorm1d(4), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.norm(self.conv(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("sizes", [(4, 4, 1), (1, 1, 1), (1, 4)], ids=str)
+def test_batchnorm_of_single_images_and_of_none(sizes):
+    x = torch.randn(sum(sizes), 3, 8, 8)
+    model = Pooled().eval()
+    with torch.no_grad():
+        model.unused.running_mean += 3
+        model.unused.num_batches_tracked += 5
+    fresh = reestimate_batchnorm(model, x.split(list(sizes)))
+    assert fresh.norm.running_mean.any() and torch.isfinite(fresh(x)).all()
+    for other in (reestimate_batchnorm(model, [x[:1]]), nn.ModuleDict({"unused": fresh.unused})):
+        assert all(torch.equal(value, model.state_dict()[name]) for name, value in other.state_dict().items())
+    (joined,) = module_under_test._joined([{"x": x[:2]}, {"x": x[2:3]}])
+    assert torch.equal(joined["x"], x[:3])
+
+
 def test_a_branch_that_its_batchnorm_silences():
     """Zero scale before the addition (zero-initialised residual branches): nothing can be paid back, nothing breaks."""
     x = torch.randn(24, 3, 8, 8)

@@ -9,9 +9,10 @@ import sys
 
 import pytest
 import torch
-from tests.nets import GEOMETRIES, Residual, layer_and_input, settle
+from tests.nets import GEOMETRIES, InPlace, Residual, layer_and_input, settle
 from torch import nn
 from torch.nn import functional
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import spectrim as st
 from spectrim.factorize._base import as_tuple
@@ -432,6 +433,80 @@ def test_interrupted_fit_goes_on_exactly(tmp_path, monkeypatch):
         st.fit(again, (x, y), recipe=dataclasses.replace(recipe, rate=0.5))
     with pytest.raises(ValueError, match="other data"):
         st.fit(again, (x + 1, y), recipe=recipe, twist=st.Distortion(again, plan, every=2))
+
+
+class Watched(TensorDataset):
+    """Images that are noisy at each look, and the numbers of those looked at."""
+
+    def __init__(self, *tensors):
+        super().__init__(*tensors)
+        self.looks = []
+
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        self.looks.append(index)
+        return image + 0.1 * torch.randn(image.shape), label
+
+
+def test_a_shuffling_loader_goes_on_exactly(tmp_path, monkeypatch):
+    model, x, y = network()
+    recipe = st.Recipe(epochs=3, batch=16, checkpoint=tmp_path / "state.pt")
+    monkeypatch.setattr(sys.modules["spectrim.train.fit"], "SAVE_SECONDS", 0.0)
+    whole, half, again = copy.deepcopy(model), copy.deepcopy(model), copy.deepcopy(model)
+    data = Watched(x, y)
+    st.fit(whole, DataLoader(data, 16, shuffle=True), recipe=dataclasses.replace(recipe, checkpoint=None))
+    looks, data.looks = data.looks, []
+    epochs = [looks[:64], looks[64:128], looks[128:]]
+    assert all(sorted(epoch) == list(range(64)) for epoch in epochs) and epochs[0] != epochs[1]
+    count = itertools.count(1)
+    hook = half.conv1.register_forward_hook(lambda *_: 1 / 0 if next(count) == 7 else None)  # in the third step of epoch 2
+    with pytest.raises(ZeroDivisionError):
+        st.fit(half, DataLoader(data, 16, shuffle=True), recipe=recipe)
+    hook.remove()
+    data.looks = []
+    torch.manual_seed(7)
+    st.fit(again, DataLoader(data, 16, shuffle=True), recipe=recipe)
+    assert data.looks == looks[64:]
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def test_bfloat16_where_it_is_fast(monkeypatch):
+    model, x, y = network()
+    fit = sys.modules["spectrim.train.fit"]
+    run = fit._Run(model, st.Recipe(), Tensors(x, y, size=16), None)
+    run.device = torch.device("cuda", 1)
+    monkeypatch.setattr(torch, "autocast", lambda *given: given)
+    for capability, fast in (((7, 5), False), ((8, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert (run._autocast() == ("cuda", torch.bfloat16)) == fast
+
+
+def test_only_the_devices_in_use_are_looked_at(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    model, x, y = network()
+    assert st.fit(model, (x, y), recipe=st.Recipe(epochs=1)).steps == 1
+
+
+def test_images_stay_as_they_are():
+    model, x, y = network()
+    model = InPlace(model)
+    plan = plan_of(model, x.clone(), layers=("network.conv1",))
+    batches = list(zip(x.split(16), y.split(16), strict=True))
+    kept = x.clone()
+    recipe = st.Recipe(epochs=2, crop=0, flip=False, distill=0.5, rate=1e-8, smoothing=0)
+    for data in (batches, (x, y)):
+        trained = st.fit(copy.deepcopy(model), data, recipe=recipe, teacher=model)
+        alone = st.fit(copy.deepcopy(model), data, recipe=dataclasses.replace(recipe, distill=0.0))
+        assert trained.loss[0] == pytest.approx(alone.loss[0] / 2, rel=1e-2)  # the teacher sees what the network sees
+    st.loss_along(model, plan, batches=batches)
+    assert torch.equal(x, kept)
+
+
+def test_samplers_are_told_the_epoch():
+    model, x, y = network()
+    sampler = DistributedSampler(TensorDataset(x, y), num_replicas=2, rank=1)
+    st.fit(model, DataLoader(TensorDataset(x, y), 16, sampler=sampler), recipe=st.Recipe(epochs=3))
+    assert sampler.epoch == 2
 
 
 def test_a_signal_waits_for_the_step_and_keeps_it(tmp_path):

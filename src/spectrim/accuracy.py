@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from spectrim.layer import evaluation_mode, tensors_of
+from spectrim.layer import call, evaluation_mode, tensors_of
 from spectrim.report import Score
 
 Evaluate = Callable[[nn.Module], float]
@@ -42,7 +42,7 @@ class Accuracy:
                 if not isinstance(batch, (tuple, list)) or len(batch) != 2:
                     raise ValueError(f"a batch is {type(batch).__name__}; Accuracy needs pairs (inputs, labels)")
                 inputs, labels = batch
-                logits = tensors_of(model(inputs.to(device)))[0]
+                logits = tensors_of(call(model, inputs.to(device)))[0]
                 if labels.shape != logits.shape[:1]:
                     raise ValueError(f"labels have shape {tuple(labels.shape)}; Accuracy needs one class number per example")
                 check_labels(labels, logits)

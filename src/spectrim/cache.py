@@ -157,7 +157,7 @@ def pack(moments: dict[str, Moments]) -> dict[str, Tensor]:
     for name, moment in moments.items():
         for field, value in vars(moment).items():
             if field == "count":
-                value = torch.tensor(value)
+                value = torch.tensor(value, device="cpu")
             if value is not None:
                 flat[f"{name}/{field}"] = value
     return flat

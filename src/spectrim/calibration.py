@@ -28,7 +28,7 @@ def collect(
 
     Raises:
         ValueError: If there is nothing, a shape differs from the example's, or a value is not finite.
-        TypeError: If it is no iterable, or what it gives has no tensors.
+        TypeError: If it is no iterable, what it gives has no tensors, or the example has something else among them.
     """
     if calibration is None:
         return [], []
@@ -36,6 +36,7 @@ def collect(
         calibration = [calibration]
     if not isinstance(calibration, Iterable):
         raise TypeError(f"the calibration data is {type(calibration).__name__}; it must be an iterable of batches")
+    _check(example)
     wanted = tensors_of(example)
     columns: list[list[Tensor]] = [[] for _ in wanted]
     count = 0
@@ -64,13 +65,26 @@ def collect(
     )
 
 
+def _check(example: Example) -> None:
+    """Check that the example is a tensor, or a tuple or dict of nothing but tensors."""
+    parts = {} if isinstance(example, Tensor) else example if isinstance(example, dict) else dict(enumerate(example))
+    for name, part in parts.items():
+        if not isinstance(part, Tensor):
+            raise TypeError(
+                f"the example's {name!r} is {type(part).__name__}; with calibration data all its values must be tensors: "
+                "wrap the model in a module that passes the others"
+            )
+
+
 def _inputs(item: Any, example: Example) -> list[Tensor]:
     """Return the input tensors of one item, which may carry targets behind them."""
     wanted = len(tensors_of(example))
     if isinstance(example, dict):
         item = item[0] if isinstance(item, (tuple, list)) else item
-        if not isinstance(item, dict) or any(key not in item for key in example):
-            raise TypeError(f"calibration items must be dicts with the keys {', '.join(example)}, as the example is")
+        if not isinstance(item, dict) or not all(isinstance(item.get(key), Tensor) for key in example):
+            raise TypeError(
+                f"calibration items must be dicts with tensors under the keys {', '.join(example)}, as the example is"
+            )
         return [item[key] for key in example]
     if isinstance(item, (tuple, list)) and item and (isinstance(example, Tensor) or isinstance(item[0], (tuple, list))):
         item = item[0]

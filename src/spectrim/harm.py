@@ -69,7 +69,7 @@ def curvature_root(outputs: Any, reference: Any, harm: Harm, generator: torch.Ge
         harm: `output_harm`, or the user's.
         generator: Of e; on the CPU, so that results do not depend on the device.
     """
-    noise = [torch.randn(x.shape, generator=generator).to(x.device) for x in floats(outputs)]
+    noise = [torch.randn(x.shape, generator=generator, device="cpu").to(x.device) for x in floats(outputs)]
     if harm is not output_harm:
         found, value = _evaluated(outputs, reference, harm, create_graph=True)
         first = torch.autograd.grad(value, found, create_graph=True, allow_unused=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from spectrim.layer import Example, call, evaluation_mode
+from spectrim.layer import Example, call, evaluation_mode, tensors_of
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,10 @@ def measure(models: Sequence[nn.Module], example: Example, *, threads: int = 1, 
 def _once(model: nn.Module, example: Example) -> float:
     with evaluation_mode(model), torch.no_grad():
         start = time.perf_counter()
-        call(model, example)
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
-            torch.cuda.synchronize()
+        answer = call(model, example)
+        for device in {tensor.device for tensor in tensors_of([example, answer])}:
+            if device.type != "cpu" and torch.accelerator.is_available():
+                torch.accelerator.synchronize(device)
         return 1000 * (time.perf_counter() - start)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+from torch.utils._pytree import tree_map_only
 
 from spectrim.cost import Cost
 
@@ -185,12 +186,19 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def call(model: nn.Module, example: Example) -> Any:
-    """Call the model: a tensor as the one argument, a tuple as several, a dict as keywords."""
-    if isinstance(example, Tensor):
-        return model(example)
+    """Call the model with copies (it may change them): a tensor as the one argument, a tuple as several, a dict as keywords."""
+    example = tree_map_only(Tensor, _copied, example)
     if isinstance(example, dict):
         return model(**example)
-    return model(*example)
+    return model(*([example] if isinstance(example, Tensor) else example))
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """Return a copy; a flattened feature map stays a view of one, which `survey` looks at."""
+    base = tensor._base
+    if base is not None and tensor.ndim == 2 < base.ndim and tensor.numel() == base.numel():
+        return tensor.reshape(base.shape).clone().reshape(tensor.shape)
+    return tensor.clone()
 
 
 def uncast(module: nn.Module, x: Tensor) -> Tensor:

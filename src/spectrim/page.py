@@ -18,16 +18,16 @@ def render(report: Report) -> str:
         ImportError: If Jinja2 or matplotlib are not installed.
     """
     try:
-        import matplotlib
         from jinja2 import Environment
+
+        plots = _plots(report)
     except ImportError as error:
         raise ImportError("the HTML report needs Jinja2 and matplotlib: pip install jinja2 matplotlib") from error
-    matplotlib.use("Agg")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     source = files("spectrim").joinpath("page.html.jinja").read_text()
     return environment.from_string(source).render(
         report=report,
-        plots=_plots(report),
+        plots=plots,
         training=json.dumps(dict(report.training), indent=1),
         settings=json.dumps(dict(report.settings), indent=1),
     )

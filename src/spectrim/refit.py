@@ -9,14 +9,16 @@ lowered input is too large are regressed on their own dense response instead (T 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map, tree_map_only
 
 from spectrim.factorize import Moments
-from spectrim.factorize._base import ridge
+from spectrim.factorize._base import eye_like, ridge
 from spectrim.layer import Example, call, evaluation_mode, tensors_of
 from spectrim.plan import Option, Plan
 from spectrim.statistics import Covariance, Sampler, lowered
@@ -63,9 +65,9 @@ class Regression(Site):
         mean, wanted = self.sums.mean.to(weight), self.sums.other_mean.to(weight)
         self.sums = Covariance()
         flat, seen = weight.flatten(2), c.shape[1]
-        damped = c + ridge(c, RIDGE) * torch.eye(seen).to(weight)
+        damped = c + ridge(c, RIDGE) * eye_like(seen, weight)
         in_inputs = self.moments.covariance is not None
-        start = flat if in_inputs else torch.eye(seen).to(weight).expand_as(c)
+        start = flat if in_inputs else eye_like(seen, weight).expand_as(c)
         best = start + _solved(damped, (k - start @ c).mT).mT  # W*, or the map from the dense response
         response = best @ damped @ best.mT
         norm = replace(self.moments, response=(response + response.mT) / 2, response_mean=wanted)
@@ -156,24 +158,40 @@ def refit(
 def reestimate_batchnorm(model: nn.Module, batches: Sequence[Example]) -> nn.Module:
     """Return a copy whose BatchNorm statistics are the averages over the batches; nothing else changes.
 
+    Norms that the forward never calls keep their statistics, and all do where there is only one example.
+
     Args:
         model: The compressed network.
-        batches: Calibration inputs of more than one example each.
+        batches: Calibration inputs; one example has no variance, so it joins the batch before it.
     """
     small = duplicate(model)
     norms = [module for module in small.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     norms = [norm for norm in norms if norm.track_running_stats]
     with evaluation_mode(small), torch.no_grad():
-        momenta = [norm.momentum for norm in norms]
+        before = [(norm.momentum, copy.deepcopy(norm.state_dict())) for norm in norms]
         for norm in norms:
             norm.train()
             norm.reset_running_stats()
             norm.momentum = None  # a cumulative average
-        for batch in batches:
+        for batch in _joined(batches):
             call(small, batch)
-        for norm, momentum in zip(norms, momenta, strict=True):
+        for norm, (momentum, state) in zip(norms, before, strict=True):
             norm.momentum = momentum
+            if not norm.num_batches_tracked:
+                norm.load_state_dict(state)
     return small
+
+
+def _joined(batches: Sequence[Example]) -> list[Example]:
+    """Return batches of at least two examples each; nothing if there is only one in all."""
+    result: list[Example] = []
+    for index, batch in enumerate(batches):
+        single = len(tensors_of(batch)[0]) == 1 and index == len(batches) - 1
+        if result and (single or len(tensors_of(result[-1])[0]) == 1):
+            result[-1] = tree_map(lambda *parts: torch.cat(parts), result[-1], batch)
+        elif not single:
+            result.append(batch)
+    return result
 
 
 def _fitting(batches: Sequence[Example], bytes_per_example: int) -> list[Example]:
@@ -190,8 +208,6 @@ def _fitting(batches: Sequence[Example], bytes_per_example: int) -> list[Example
 
 
 def _head(batch: Example, count: int) -> Example:
-    if isinstance(batch, Tensor):
-        return batch[:count]
-    if isinstance(batch, dict):
-        return {key: value[:count] for key, value in batch.items()}
-    return tuple(value[:count] for value in batch)
+    """Return copies of the first examples, no views: a trace counts what is done to them."""
+    head: Example = tree_map_only(Tensor, lambda value: value[:count].clone(), batch)
+    return head

@@ -28,49 +28,60 @@ class Result:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write plan.json, model.safetensors, report.json and, with the `report` extra installed, report.html.
 
-        The folder appears whole or not at all.
+        A new folder appears whole or not at all; one that exists is filled in place, and gets report.json last.
 
         Args:
             folder: A path that does not exist yet, or an empty folder.
 
         Returns:
-            The folder.
+            The folder, as an absolute path.
 
         Raises:
-            ValueError: If the folder exists and is not empty.
+            ValueError: If the folder exists and is not empty, or cannot be written.
         """
         target = check_output(folder)
+        there = target.exists()
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target if there else target.parent))
         try:
-            (partial / "plan.json").write_text(self.plan.to_json())
-            (partial / "report.json").write_text(self.report.to_json())
-            save_model(self.model, str(partial / "model.safetensors"))
-            try:
-                (partial / "report.html").write_text(self.report.to_html())
-            except ImportError as error:
-                (partial / "report.html.txt").write_text(f"There is no HTML report: {error}\n")
-            partial.chmod(0o755)
-            for file in partial.iterdir():
-                file.chmod(0o644)
-            if target.exists():
-                target.rmdir()
-            partial.rename(target)
+            self._write(partial)
+            if there:
+                for file in sorted(partial.iterdir(), key=lambda file: file.name == "report.json"):
+                    file.replace(target / file.name)
+                partial.rmdir()
+            else:
+                partial.rename(target)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         return target
 
+    def _write(self, folder: Path) -> None:
+        (folder / "plan.json").write_text(self.plan.to_json())
+        (folder / "report.json").write_text(self.report.to_json())
+        save_model(self.model, str(folder / "model.safetensors"))
+        try:
+            (folder / "report.html").write_text(self.report.to_html())
+        except ImportError as error:
+            (folder / "report.html.txt").write_text(f"There is no HTML report: {error}\n")
+        folder.chmod(0o755)
+        for file in folder.iterdir():
+            file.chmod(0o644)
+
 
 def check_output(folder: str | os.PathLike[str]) -> Path:
-    """Return the path if a result can be written there.
+    """Return the absolute path if a result can be written there.
 
     Raises:
-        ValueError: If it exists and is not an empty folder.
+        ValueError: If it exists and is not an empty folder, or it cannot be written.
     """
-    path = Path(folder)
+    path = Path(folder).resolve()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"the output {str(path)!r} exists already; choose another name or remove it first")
+        raise ValueError(f"the output {str(folder)!r} exists already; choose another name or remove it first")
+    place = next(place for place in (path, *path.parents) if place.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        what = "not writable" if place.is_dir() else "no folder"
+        raise ValueError(f"the output {str(folder)!r} cannot be written, since {str(place)!r} is {what}; choose another place")
     return path
 
 

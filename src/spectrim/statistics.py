@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spectrim.factorize import Moments
+from spectrim.factorize._base import eye_like
 from spectrim.harm import Harm, curvature_root, detached, floats, is_logits, output_harm
 from spectrim.layer import Example, Layer, call, evaluation_mode, tensors_of
 
@@ -48,7 +49,10 @@ class Sampler:
         """Return index tensors (M,), of the example and of each spatial axis, for an output of spatial `shape`."""
         total = batch * math.prod(shape)
         wanted = math.ceil(POSITIONS * batch / (self.examples * layer.calls))
-        flat = torch.arange(total) if wanted >= total else torch.randint(total, (wanted,), generator=self.generator)
+        if wanted >= total:
+            flat = torch.arange(total, device="cpu")
+        else:
+            flat = torch.randint(total, (wanted,), generator=self.generator, device="cpu")
         return tuple(torch.unravel_index(flat, (batch, *shape)))
 
 
@@ -308,7 +312,7 @@ def _sampled_loss(outputs: Any, harm: Harm, generator: torch.Generator) -> Tenso
 def _moments(sums: _Sums, examples: int) -> Moments:
     response = sums.outputs.covariance
     size = response.shape[1]
-    eye = torch.eye(size).to(response).expand_as(response)
+    eye = eye_like(size, response).expand_as(response)
     if sums.gradient is None:
         gradient = eye.clone()
     else:

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from spectrim.cost import Cost
 from spectrim.factorize import Factorization, Moments
-from spectrim.factorize._base import from_canonical, to_canonical
+from spectrim.factorize._base import eye_like, from_canonical, to_canonical
 from spectrim.layer import Example, Layer, batch_size, call, evaluation_mode, unwrap
 from spectrim.plan import Option, Plan
 from spectrim.survey import survey
@@ -161,7 +161,7 @@ def factorized(option: Option, module: nn.Module, moments: Moments | None) -> nn
     weight, bias = working_weight(option.layer, module), original_bias(module)
     if moments is None:
         return build(option, module, option.method.factors(weight, option.rank), bias)
-    base = torch.zeros(weight.shape[:2]).to(weight) if bias is None else bias.to(weight).reshape(weight.shape[:2])
+    base = weight.new_zeros(weight.shape[:2]) if bias is None else bias.to(weight).reshape(weight.shape[:2])
     if moments.mean is not None:
         moments = replace(moments, response_mean=(weight.flatten(2) @ moments.mean.to(weight)[..., None])[..., 0] + base)
     return fitted(option, module, weight, moments, linear=moments.response_mean.to(weight) - base)
@@ -188,7 +188,7 @@ def fitted(option: Option, module: nn.Module, kernel: Tensor, moments: Moments, 
         kept = new @ moments.mean[..., None]
     else:  # the map N with N W = W_r, applied to the mean of W x
         gram = old @ old.mT
-        ridge = 1e-10 * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] * torch.eye(gram.shape[1]).to(gram)
+        ridge = 1e-10 * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] * eye_like(gram.shape[1], gram)
         kept = torch.linalg.solve(gram + ridge, old @ new.mT).mT @ linear[..., None]
     return build(option, module, factors, (moments.response_mean - kept[..., 0]).flatten())
 
@@ -236,6 +236,7 @@ def build(option: Option, module: nn.Module, factors: Sequence[Tensor] | None, b
     for hooks in HOOKS:
         if hasattr(module, hooks):
             getattr(sequence, hooks).update(getattr(module, hooks))
+    sequence._is_full_backward_hook = module._is_full_backward_hook  # how its backward hooks are called
     return sequence
 
 

@@ -130,7 +130,7 @@ def random_menu(seed: int, layers: int = 4) -> Menu:
         width = 8 + 4 * index
         layer = Layer(f"layer{index}", "Conv2d", (width, 8, 3, 3), ((8, 9, 9),), (1, 1), (1, 1), (), (1, 1))
         ranks = method.ranks(layer)[:: 2 + seed % 2]
-        steps = torch.rand(len(ranks), generator=generator).cumsum(0).flip(0)
+        steps = torch.rand(len(ranks), generator=generator, device="cpu").cumsum(0).flip(0)
         options = [Option(layer, method, rank, float(step)) for rank, step in zip(ranks, steps, strict=True)]
         rows.append((Option(layer), *options))
     fixed = Cost(100, 5000)

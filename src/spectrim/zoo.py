@@ -115,9 +115,10 @@ def load_weights(model: nn.Module, file: str, *, trust_pickle: bool = False) -> 
         data = data.state_dict()
     if not isinstance(data, dict) or not data:
         raise ValueError(f"the weight file {file!r} holds no state dict")
-    state = {key.removeprefix("module."): value for key, value in data.items()}
+    bare = {key.removeprefix("module."): value for key, value in data.items()}  # as of a network inside DataParallel
+    own = model.state_dict().keys()
     try:
-        model.load_state_dict(state)
+        model.load_state_dict(max(data, bare, key=lambda state: len(own & state.keys())))
     except RuntimeError as error:
         raise ValueError(f"the weights in {file!r} do not fit the model: {' '.join(str(error).split())[:400]}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -38,13 +39,19 @@ def parse(name: str, options: dict[str, Any] | None = None) -> Factorization:
     Raises:
         ValueError: If there is no such method or it does not take the options.
     """
-    table = FACTORIZATIONS | {kind.__name__: kind for kind in Factorization.__subclasses__()}
+    table = FACTORIZATIONS | {kind.__name__: kind for kind in _subclasses(Factorization)}
     if name not in table:
         raise ValueError(f"there is no decomposition {name!r}; allowed are {', '.join(FACTORIZATIONS)}")
     try:
         return table[name](**options or {})
     except TypeError as error:
         raise ValueError(f"{name} does not take the options {options}") from error
+
+
+def _subclasses(kind: Any) -> Iterator[type[Factorization]]:
+    for below in kind.__subclasses__():
+        yield below
+        yield from _subclasses(below)
 
 
 __all__ = [

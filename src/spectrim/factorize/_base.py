@@ -242,17 +242,22 @@ def ridge(covariance: Tensor, share: float = RIDGE) -> Tensor:
     return share * mean.clamp_min(float(1e-6 * largest) if largest > 0 else 1.0)[:, None, None]
 
 
+def eye_like(size: int, tensor: Tensor) -> Tensor:
+    """Return an identity matrix (size, size) where the tensor is and in its dtype, whatever torch's default device."""
+    return torch.eye(size, dtype=tensor.dtype, device=tensor.device)
+
+
 def channel_roots(weight: Tensor, moments: Moments | None) -> tuple[Tensor, Tensor, Tensor]:
     """Return G^1/2 (g, T, T), Cs^1/2 and Cs^-1/2 (g, S, S), Cs the input covariance averaged over the taps; or identities."""
     g, t, s = weight.shape[:3]
-    eye = torch.eye(s).to(weight).expand(g, s, s)
+    eye = eye_like(s, weight).expand(g, s, s)
     if moments is None:
-        return torch.eye(t).to(weight).expand(g, t, t), eye, eye
+        return eye_like(t, weight).expand(g, t, t), eye, eye
     root, _ = gradient_roots(moments)
     if moments.covariance is None:
         return root, eye, eye
     taps = weight[0, 0, 0].numel()
-    split = (moments.covariance + ridge(moments.covariance) * torch.eye(s * taps).to(weight)).reshape(g, s, taps, s, taps)
+    split = (moments.covariance + ridge(moments.covariance) * eye_like(s * taps, weight)).reshape(g, s, taps, s, taps)
     return root, *symmetric_roots(torch.einsum("gmkpk->gmp", split) / taps)
 
 

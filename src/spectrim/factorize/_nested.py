@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from spectrim.factorize._base import Moments, gradient_roots, ridge, symmetric_roots
+from spectrim.factorize._base import Moments, eye_like, gradient_roots, ridge, symmetric_roots
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ def nested(weight: Tensor, rank: int, moments: Moments | None) -> Nested:
     if moments is None or moments.covariance is None:
         a = left_vectors(weight.permute(0, 2, 3, 1).flatten(2))[:, :, :rank]
         explained = torch.einsum("gmr,gtmk->grkt", a, weight).flatten(1, 2)
-        eye = torch.eye(rank * k).to(weight).expand(g, -1, -1)
+        eye = eye_like(rank * k, weight).expand(g, -1, -1)
         return Nested(a, eye, explained, flat @ flat.mT, k)
-    covariance = moments.covariance + ridge(moments.covariance) * torch.eye(m * k).to(weight)
+    covariance = moments.covariance + ridge(moments.covariance) * eye_like(m * k, weight)
     split = covariance.reshape(g, m, k, m, k)
     rows, inverse = symmetric_roots(torch.einsum("gmkpk->gmp", split) / k)
     correlation = torch.einsum("gmkml->gkl", split)

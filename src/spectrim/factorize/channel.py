@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from spectrim.factorize._base import Factorization, Fit, Moments, Rank, gradient_roots, pointwise, spatial
+from spectrim.factorize._base import Factorization, Fit, Moments, Rank, eye_like, gradient_roots, pointwise, spatial
 from spectrim.layer import Layer
 
 
@@ -82,7 +82,7 @@ def _response(weight: Tensor, moments: Moments | None) -> tuple[Tensor, Tensor, 
     flat = weight.flatten(2)
     g, t, n = flat.shape
     if moments is None:
-        root = inverse = torch.eye(t).to(weight).expand(g, t, t)
+        root = inverse = eye_like(t, weight).expand(g, t, t)
         response = flat @ flat.mT
     else:
         root, inverse = gradient_roots(moments)

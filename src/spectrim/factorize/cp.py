@@ -213,7 +213,7 @@ def _start(spaces: Sequence[Tensor], rank: int) -> list[Tensor]:
     modes = []
     for space in spaces:
         left = space[:, :rank]
-        extra = torch.randn(len(space), max(rank - left.shape[1], 0), generator=generator).to(space)
+        extra = torch.randn(len(space), max(rank - left.shape[1], 0), generator=generator, device="cpu").to(space)
         modes.append(torch.cat([left, extra / math.sqrt(len(space))], 1))
     return modes
 
@@ -250,13 +250,13 @@ def _units(tensor: Tensor, rank: int) -> list[Tensor]:
     largest = max(range(tensor.ndim), key=lambda mode: tensor.shape[mode])
     fibres = tensor.movedim(largest, 0).flatten(1)  # (largest, bound)
     rest = [size for mode, size in enumerate(tensor.shape) if mode != largest]
-    index = torch.cartesian_prod(*[torch.arange(size) for size in rest]).reshape(-1, len(rest))
+    index = torch.cartesian_prod(*[torch.arange(size, device="cpu") for size in rest]).reshape(-1, len(rest))
     modes = []
     for position, size in enumerate(rest):
-        unit = torch.zeros(size, rank).to(tensor)
+        unit = tensor.new_zeros(size, rank)
         unit[index[:, position].to(tensor.device), torch.arange(len(index), device=tensor.device)] = 1
         modes.append(unit)
-    padded = torch.zeros(tensor.shape[largest], rank).to(tensor)
+    padded = tensor.new_zeros(tensor.shape[largest], rank)
     padded[:, : fibres.shape[1]] = fibres
     modes.insert(largest, padded)
     return modes

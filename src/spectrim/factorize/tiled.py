@@ -14,6 +14,7 @@ from spectrim.factorize._base import (
     Fit,
     Moments,
     Rank,
+    eye_like,
     grid,
     merged_losses,
     pointwise,
@@ -95,7 +96,7 @@ class TiledSVD(Factorization):
         left, right, inverse = self._roots(weight, moments)
         _, _, vt = torch.linalg.svd(left[:, None] @ tiles @ right, full_matrices=False)
         rows = vt[:, :, :rank] @ inverse  # (p, q, r, n / q)
-        projection = torch.zeros(p, q, rows.shape[3], rank, q).to(weight)
+        projection = weight.new_zeros(p, q, rows.shape[3], rank, q)
         for column in range(q):
             projection[:, column, :, :, column] = rows[:, column].mT
         if moments is not None and moments.covariance is not None:
@@ -109,10 +110,10 @@ class TiledSVD(Factorization):
         p, q = self.rows, self.columns
         t, n = weight.shape[1], weight[0, 0].numel()
         if moments is None or moments.covariance is None:
-            eye = torch.eye(n // q).to(weight).expand(q, -1, -1)
-            return torch.eye(t // p).to(weight).expand(p, -1, -1), eye, eye
+            eye = eye_like(n // q, weight).expand(q, -1, -1)
+            return eye_like(t // p, weight).expand(p, -1, -1), eye, eye
         gradient = moments.gradient.reshape(p, t // p, p, t // p)
-        covariance = moments.covariance + ridge(moments.covariance) * torch.eye(n).to(weight)
+        covariance = moments.covariance + ridge(moments.covariance) * eye_like(n, weight)
         split = covariance.reshape(q, n // q, q, n // q)
         left, _ = symmetric_roots(torch.stack([gradient[i, :, i] for i in range(p)]))
         return left, *symmetric_roots(torch.stack([split[i, :, i] for i in range(q)]))

@@ -93,7 +93,7 @@ class TensorTrain(Factorization):
         ones = [1] * len(kernel)
         root, scale, inverse = channel_roots(weight, moments)
         rest = torch.einsum("gut,gtsk,gsv->gvku", root, weight.flatten(3), scale).flatten(1, 2)  # (g, S * kernel, T)
-        cores, projection, before = [], torch.ones(g, 1, 1).to(weight), 1
+        cores, projection, before = [], weight.new_ones(g, 1, 1), 1
         for position, size in enumerate([s, *kernel]):
             u, values, vt = torch.linalg.svd(rest.reshape(g, before * size, -1), full_matrices=False)
             width = rank[position]
@@ -152,7 +152,7 @@ def _pad(tensor: Tensor, width: int, dim: int = 2) -> Tensor:
         return tensor
     shape = list(tensor.shape)
     shape[dim] = missing
-    return torch.cat([tensor, torch.zeros(shape).to(tensor)], dim)
+    return torch.cat([tensor, tensor.new_zeros(shape)], dim)
 
 
 def _linear_parts(layer: Layer, rank: int) -> tuple[Layer, ...]:
@@ -176,4 +176,4 @@ def _linear_factors(weight: Tensor, rank: int) -> tuple[Tensor, ...]:
     u, values, vt = torch.linalg.svd(matrix, full_matrices=False)
     first = (u[:, :rank] * values[:rank].sqrt()).reshape(t1, s1, rank).transpose(1, 2)
     second = (values[:rank, None].sqrt() * vt[:rank]).reshape(rank, t2, s2).transpose(0, 1)
-    return first.reshape(1, t1 * rank, s1, 1), second.reshape(1, t2, -1), torch.ones(weight.shape[1], 1, 1, 1).to(weight)
+    return first.reshape(1, t1 * rank, s1, 1), second.reshape(1, t2, -1), weight.new_ones(weight.shape[1], 1, 1, 1)

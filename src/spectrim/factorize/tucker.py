@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from spectrim.factorize._base import Factorization, Fit, Moments, Rank, gradient_roots, grid, pointwise, spatial
+from spectrim.factorize._base import Factorization, Fit, Moments, Rank, eye_like, gradient_roots, grid, pointwise, spatial
 from spectrim.factorize._nested import nested
 from spectrim.layer import Layer
 
@@ -99,5 +99,5 @@ class Tucker2(Factorization):
 def _gradient_roots(weight: Tensor, moments: Moments | None) -> tuple[Tensor, Tensor]:
     if moments is not None:
         return gradient_roots(moments)
-    eye = torch.eye(weight.shape[1]).to(weight).expand(weight.shape[0], -1, -1)
+    eye = eye_like(weight.shape[1], weight).expand(weight.shape[0], -1, -1)
     return eye, eye

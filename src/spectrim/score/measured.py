@@ -76,7 +76,7 @@ def similarity(
 ) -> list[list[float]]:
     """Return one less the cosine between the layer's output before and after, averaged over examples, for every option."""
     modules = _modules(model, rows, moments)
-    sums = {name: torch.zeros(len(found), dtype=torch.float64) for name, found in modules.items()}
+    sums = {name: torch.zeros(len(found), dtype=torch.float64, device="cpu") for name, found in modules.items()}
     seen = dict.fromkeys(modules, 0)
 
     def observe(name: str, x: Tensor, output: Tensor) -> None:

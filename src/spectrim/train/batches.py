@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -42,6 +43,14 @@ class Tensors:
             yield self.images[mine], self.labels[mine]
 
 
+def tell_epoch(batches: Any, epoch: int) -> None:
+    """Call `set_epoch` of a loader and of its samplers, where there is one."""
+    parts: list[Any] = [batches, getattr(batches, "sampler", None), getattr(batches, "batch_sampler", None)]
+    for part in parts:
+        if hasattr(part, "set_epoch"):
+            part.set_epoch(epoch)
+
+
 def check_batch(images: Tensor, labels: Tensor) -> None:
     """Raise a ValueError if a network cannot be trained on these, or would be ruined by them."""
     if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
@@ -61,7 +70,7 @@ def check_batch(images: Tensor, labels: Tensor) -> None:
 def order(count: int, size: int, seed: int, epoch: int) -> list[Tensor]:
     """Return the indices of each batch of an epoch; an incomplete last batch is left out."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return list(torch.randperm(count, generator=generator)[: count // size * size].split(size))
+    return list(torch.randperm(count, generator=generator, device="cpu")[: count // size * size].split(size))
 
 
 def augment(images: Tensor, crop: int, flip: bool, generator: torch.Generator) -> Tensor:
@@ -70,13 +79,13 @@ def augment(images: Tensor, crop: int, flip: bool, generator: torch.Generator) -
     if crop:
         reach = min(crop, height - 1, width - 1)
         padded = functional.pad(images, (reach, reach, reach, reach), mode="reflect")
-        shifts = torch.randint(0, 2 * reach + 1, (2, count, 1), generator=generator).to(images.device)
+        shifts = torch.randint(0, 2 * reach + 1, (2, count, 1), generator=generator, device="cpu").to(images.device)
         rows = shifts[0] + torch.arange(height, device=images.device)
         columns = shifts[1] + torch.arange(width, device=images.device)
         chosen = torch.arange(count, device=images.device)[:, None, None]
         images = padded.permute(0, 2, 3, 1)[chosen, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
     if flip:
-        coin = torch.rand(count, 1, 1, 1, generator=generator).to(images.device)
+        coin = torch.rand(count, 1, 1, 1, generator=generator, device="cpu").to(images.device)
         images = torch.where(coin < 0.5, images.flip(3), images)
     return images
 

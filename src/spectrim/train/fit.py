@@ -22,8 +22,8 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from spectrim.accuracy import check_labels
-from spectrim.layer import evaluation_mode, tensors_of, unwrap
-from spectrim.train.batches import Tensors, augment, check_batch, place
+from spectrim.layer import call, evaluation_mode, tensors_of, unwrap
+from spectrim.train.batches import Tensors, augment, check_batch, place, tell_epoch
 from spectrim.train.distort import Distortion
 
 FORMAT = "spectrim-training-2"
@@ -136,8 +136,8 @@ def fit(
 
     Args:
         model: The network; it is trained where it is and comes back in the mode it had.
-        data: Images (N, C, H, W) and labels (N,), shuffled here; or a sized iterable of batches that shuffles itself
-            (its `set_epoch(epoch)` is called if it has one).
+        data: Images (N, C, H, W) and labels (N,), shuffled here; or a sized iterable of batches that shuffles itself, by
+            torch's own random numbers, which are seeded before each batch, or by `set_epoch(epoch)` of it or of its sampler.
         recipe: How.
         teacher: With `Recipe.distill`, the network whose outputs are imitated; with the same input.
         twist: Its `step()` is called after every step of the optimizer; `finish()` is left to the caller.
@@ -159,10 +159,10 @@ def fit(
     modes = [(module, module.training) for module in unwrap(model).modules()]
     try:
         run.network.train()
-        with torch.random.fork_rng(), run.interruptible():
+        used = {parameter.device for parameter in run.model.parameters()} if torch.cuda.is_available() else set()
+        with torch.random.fork_rng([device for device in used if device.type == "cuda"]), run.interruptible():
             for epoch in range(run.steps // run.length, recipe.epochs):
-                if hasattr(batches, "set_epoch"):
-                    batches.set_epoch(epoch)
+                tell_epoch(batches, epoch)
                 run.epoch(batches, teacher)
     finally:
         for module, mode in modes:
@@ -207,7 +207,7 @@ class _Run:
                 raise ValueError(f"the network's {name!r} holds NaN or infinity; give weights that are finite")
         if isinstance(batches, Tensors):
             with evaluation_mode(self.model), torch.no_grad():
-                check_labels(batches.labels, tensors_of(self.model(batches.images[:1].to(self.device)))[0])
+                check_labels(batches.labels, tensors_of(call(self.model, batches.images[:1].to(self.device)))[0])
         if self.twist is None:
             return
         if not isinstance(self.twist, Distortion) or unwrap(self.twist.model) is not self.model:
@@ -232,7 +232,7 @@ class _Run:
         """Train on what is left of an epoch."""
         done = self.steps % self.length
         begin = time.perf_counter()
-        for index, (inputs, labels) in enumerate(batches):
+        for index, (inputs, labels) in enumerate(self._seeded(batches, self.steps - done)):
             if index < done:
                 continue
             if not isinstance(batches, Tensors):
@@ -254,20 +254,34 @@ class _Run:
             if self.steps % self.length == 0:
                 break
 
+    def _seeded(self, batches: Iterable[tuple[Tensor, Tensor]], step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches from a step on, so that what a loader draws at random does not depend on where a run began."""
+        self._seed(step)
+        source = iter(batches)
+        while (batch := next(source, None)) is not None:
+            yield batch
+            step += 1
+            self._seed(step)
+
+    def _seed(self, step: int) -> int:
+        """Seed torch for a step of this process; return the seed."""
+        seed = (self.recipe.seed * 1_000_003 + step) * 4096 + place()[0]
+        torch.manual_seed(seed)
+        return seed
+
     def _step(self, inputs: Tensor, labels: Tensor, teacher: nn.Module | None) -> Tensor:
         recipe = self.recipe
-        seed = (recipe.seed * 1_000_003 + self.steps) * 4096 + place()[0]
-        torch.manual_seed(seed)  # for dropout
+        seed = self._seed(self.steps)  # for dropout
         if inputs.ndim == 4:
             inputs = augment(inputs, recipe.crop, recipe.flip, torch.Generator().manual_seed(seed))
         with self._autocast():
-            outputs = tensors_of(self.network(inputs))[0]
+            outputs = tensors_of(call(self.network, inputs))[0]
             if labels.device.type == "cpu":  # elsewhere each look waits for the device
                 check_labels(labels, outputs)
             loss = functional.cross_entropy(outputs.float(), labels, label_smoothing=recipe.smoothing)
             if teacher is not None and recipe.distill:
                 with torch.no_grad(), evaluation_mode(teacher):
-                    wanted = tensors_of(teacher(inputs))[0].float() / recipe.temperature
+                    wanted = tensors_of(call(teacher, inputs))[0].float() / recipe.temperature
                 told = functional.kl_div(
                     (outputs.float() / recipe.temperature).log_softmax(1),
                     wanted.log_softmax(1),
@@ -286,7 +300,9 @@ class _Run:
 
     def _autocast(self) -> Any:
         wanted = self.recipe.precision
-        fast = self.device.type == "cuda" or (self.device.type == "cpu" and torch.cpu._is_avx512_bf16_supported())
+        fast = self.device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+        if self.device.type == "cuda" and wanted == "auto":  # older ones, such as T4 and V100, emulate it
+            fast = torch.cuda.get_device_capability(self.device) >= (8, 0)
         if wanted == "float32" or (wanted == "auto" and not fast):
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)

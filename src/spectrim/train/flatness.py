@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from spectrim.accuracy import check_labels
 from spectrim.factorize._base import from_canonical
-from spectrim.layer import evaluation_mode, tensors_of
+from spectrim.layer import call, evaluation_mode, tensors_of
 from spectrim.plan import Plan
 from spectrim.report import Curve
 from spectrim.surgery import duplicate, module_of, working_weight
@@ -84,7 +84,7 @@ def _measured(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tup
     losses, hits = [], []
     with evaluation_mode(model):
         for inputs, labels in batches:
-            logits = tensors_of(model(inputs.to(device)))[0]
+            logits = tensors_of(call(model, inputs.to(device)))[0]
             check_labels(labels, logits)
             losses.append(functional.cross_entropy(logits.float(), labels.to(device), reduction="none").cpu())
             hits.append((logits.argmax(1).cpu() == labels.cpu()).double())
