@@ -28,10 +28,10 @@ from torch import Tensor, nn
 import spectrim as st
 from spectrim.data import Batches, Form, open_images
 from spectrim.latency import measure
-from spectrim.layer import find_layers
 from spectrim.report import Curve
 from spectrim.statistics import Moments, statistics
 from spectrim.surgery import module_of, working_weight
+from spectrim.survey import find_layers
 from spectrim.zoo import load_weights, make_model
 
 HERE = Path(__file__).parent
