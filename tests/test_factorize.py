@@ -1,6 +1,7 @@
 """Every promise of every decomposition, over a table of all decompositions x geometries."""
 
 import dataclasses
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ import spectrim as st
 from nets import GEOMETRIES, layer_and_input
 from spectrim.factorize import FACTORIZATIONS, _base, describe, parse
 from spectrim.factorize._base import from_canonical, harm, symmetric_roots, to_canonical
+from spectrim.score.menu import build_options
 from spectrim.statistics import statistics
 from spectrim.surgery import working_weight
 from spectrim.testing import check_factorization
@@ -178,6 +180,26 @@ def test_terms_of_cp_do_not_cancel_each_other(monkeypatch):
     assert error < 1.02 * plain
     assert sensitivity < 0.6 * cancelling
     assert sensitivity < 4
+
+
+@pytest.mark.parametrize("multiple_of", [1, 4])
+def test_ranks_between_those_that_cp_is_fitted_at(multiple_of):
+    """Their harms are interpolated: what a fit finds, as far as fits from one start are smooth in the rank."""
+    torch.manual_seed(0)
+    module, method = nn.Conv2d(24, 24, 3, padding=1), st.CP("kernel")
+    model, x = nn.Sequential(module).double(), torch.randn(8, 24, 6, 6, dtype=torch.float64)
+    layer = st.find_layers(model, x)[0]
+    moments = statistics(model, [layer], [x])["0"]
+    row = build_options(layer, module, [method], moments=moments, multiple_of=multiple_of)[1:]
+    ranks = [option.rank for option in row]
+    between = [option for option in row if option.rank not in method.candidates(layer)]
+    assert between and ranks == sorted(set(ranks)) and all(rank % multiple_of == 0 for rank in ranks)
+    assert all(second - first <= max(2 * multiple_of, 0.11 * first) for first, second in itertools.pairwise(ranks))
+    found = method.losses(working_weight(layer, module), [option.rank for option in between], moments)
+    assert [option.harm for option in between] == pytest.approx(found, rel=0.1)
+    fitted = [option for option in row if option not in between]
+    exact = method.losses(working_weight(layer, module), [option.rank for option in fitted], moments)
+    assert [option.harm for option in fitted] == pytest.approx(exact, rel=1e-6)
 
 
 def test_channel_svd_in_response_space_beats_every_other_kernel_of_its_rank():

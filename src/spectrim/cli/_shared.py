@@ -332,7 +332,7 @@ def progress(quiet: bool) -> Iterator[Any]:
             nonlocal told, last
             late = share > 0 and time.monotonic() - told > LATE
             if (late or (finished and stage != last)) and not quiet and not err.is_terminal:  # no line twice in a row
-                told, last = time.monotonic(), stage
+                told, last = time.monotonic(), stage if finished else ""
                 err.print(
                     f"{datetime.now():%H:%M:%S} {stage} {'done' if finished else f'{100 * share:.0f} %'}", highlight=False
                 )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
+import numpy as np
+from scipy.interpolate import PchipInterpolator
 from torch import nn
 
 from spectrim.factorize import Factorization, Moments, Rank, describe
@@ -13,6 +16,7 @@ from spectrim.layer import Layer
 from spectrim.plan import Option
 from spectrim.surgery import working_weight
 
+FINE = 1.07  # ratio of neighbouring ranks, where a method does not offer every one
 Harms = list[list[float]]  # by method and rank
 
 
@@ -41,7 +45,8 @@ def build_options(
     for method in methods:
         if moments is not None and moments.covariance is None and not method.response_only:
             continue
-        ranks = [rank for rank in method.candidates(layer.convolution) if _allowed(rank, multiple_of)]
+        ranks = method.candidates(layer.convolution)
+        ranks = [rank for rank in ranks if isinstance(rank, int) or _allowed(rank, multiple_of)]  # the others: see `_between`
         ranks = [rank for rank in ranks if pays(Option(layer, method, rank, 0.0, bias).cost, layer.cost)]
         if ranks:
             offers.append((method, ranks))
@@ -54,8 +59,27 @@ def build_options(
     for (method, ranks), harms in zip(
         offers, once(f"{layer.name} {[(describe(method), ranks) for method, ranks in offers]}", work), strict=True
     ):
-        row += [Option(layer, method, rank, harm, bias) for rank, harm in zip(ranks, harms, strict=True)]
+        found = dict(zip(ranks, harms, strict=True)) | _between(ranks, harms, multiple_of)
+        row += [Option(layer, method, rank, found[rank], bias) for rank in sorted(found) if _allowed(rank, multiple_of)]
     return tuple(row)
+
+
+def _between(ranks: Sequence[Rank], harms: Sequence[float], multiple_of: int) -> dict[Rank, float]:
+    """Return ranks between those that were fitted, in steps of `FINE`, with harms interpolated in the logarithms of both.
+
+    Methods without a closed form offer a coarse grid, on which a budget is met by cutting one layer too far and the next
+    hardly; what lies between is smooth (monotone cubic interpolation, Fritsch and Carlson 1980).
+    """
+    least = 1e-4 * max(harms)  # below it the method is about to be exact, and the logarithm falls without end
+    known = {rank: harm for rank, harm in zip(ranks, harms, strict=True) if isinstance(rank, int) and harm > least}
+    if len(known) < 2:
+        return {}
+    fitted = sorted(known)
+    steps = math.ceil(math.log(fitted[-1] / fitted[0]) / math.log(FINE))
+    fine = {round(fitted[0] * FINE**step / multiple_of) * multiple_of for step in range(steps)} - known.keys()
+    wanted = sorted(rank for rank in fine if fitted[0] < rank < fitted[-1])
+    curve = PchipInterpolator(np.log(fitted), np.log([known[rank] for rank in fitted]))
+    return dict(zip(wanted, np.exp(curve(np.log(wanted))).tolist(), strict=True)) if wanted else {}
 
 
 def excluded(name: str, patterns: Sequence[str]) -> bool:
