@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import runner
@@ -34,7 +33,6 @@ import spectrim as st
 from spectrim.compress import Study
 from spectrim.data import Batches, Form, open_images
 from spectrim.probe import NetworkProbe
-from spectrim.score import menu as menus
 from spectrim.score.displacement import surroundings
 from spectrim.score.measured import measured_harm
 from spectrim.score.rescore import few
@@ -169,8 +167,7 @@ class Bench:
     def rung(self, checkpoint: str, rung: str, fraction: float) -> dict[str, Any]:
         """One rung of the ablation ladder."""
         search, label, settings, data = LADDER[rung]
-        with mock.patch.object(menus, "FINE", math.inf if label == "fitted" else menus.FINE):
-            study = self.study(checkpoint, f"ladder {label}", st.Config(search=st.Interaction(), **settings), data=data)
+        study = self.study(checkpoint, f"ladder {label}", st.Config(search=st.Interaction(), **settings), data=data)
         study.config = dataclasses.replace(study.config, search=search, **settings)
         study.refitted.clear()
         budget = st.Keep(fraction, "macs")
@@ -364,7 +361,6 @@ LADDER: dict[str, tuple[st.Search, str, dict[str, Any], bool]] = {  # selection,
     "beside asymmetric refit: last layer refitted too": (st.Knapsack(), "full", {"methods": FULL, "refit": True}, True),
     "beside asymmetric refit: ChannelSVD alone": (st.Knapsack(), "channel", {"methods": CHANNEL, "refit": True}, True),
     "beside asymmetric refit: without CP": (st.Knapsack(), "spatial", {"methods": SPATIAL, "refit": True}, True),
-    "beside asymmetric refit: CP at fitted ranks only": (st.Knapsack(), "fitted", {"methods": FULL, "refit": True}, True),
     "beside asymmetric refit: 4,096 images": (st.Knapsack(), "images", {"methods": FULL, "images": 4096}, True),
 }
 

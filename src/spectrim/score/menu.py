@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
@@ -16,7 +15,6 @@ from spectrim.layer import Layer
 from spectrim.plan import Option
 from spectrim.surgery import working_weight
 
-FINE = 1.07  # ratio of neighbouring ranks, where a method does not offer every one
 Harms = list[list[float]]  # by method and rank
 
 
@@ -65,19 +63,17 @@ def build_options(
 
 
 def _between(ranks: Sequence[Rank], harms: Sequence[float], multiple_of: int) -> dict[Rank, float]:
-    """Return ranks between those that were fitted, in steps of `FINE`, with harms interpolated in the logarithms of both.
+    """Return the multiples between the ranks that were fitted, with harms interpolated in the logarithms of both.
 
-    Methods without a closed form offer a coarse grid, on which a budget is met by cutting one layer too far and the next
-    hardly; what lies between is smooth (monotone cubic interpolation, Fritsch and Carlson 1980).
+    Methods without a closed form are fitted on a coarse grid, which has few multiples; what lies between is smooth (monotone
+    cubic interpolation, Fritsch and Carlson 1980). Where any rank will do, finer steps than the grid's gain nothing.
     """
     least = 1e-4 * max(harms)  # below it the method is about to be exact, and the logarithm falls without end
     known = {rank: harm for rank, harm in zip(ranks, harms, strict=True) if isinstance(rank, int) and harm > least}
-    if len(known) < 2:
+    if multiple_of == 1 or len(known) < 2:
         return {}
     fitted = sorted(known)
-    steps = math.ceil(math.log(fitted[-1] / fitted[0]) / math.log(FINE))
-    fine = {round(fitted[0] * FINE**step / multiple_of) * multiple_of for step in range(steps)} - known.keys()
-    wanted = sorted(rank for rank in fine if fitted[0] < rank < fitted[-1])
+    wanted = [rank for rank in range(multiple_of, fitted[-1], multiple_of) if fitted[0] < rank and rank not in known]
     curve = PchipInterpolator(np.log(fitted), np.log([known[rank] for rank in fitted]))
     return dict(zip(wanted, np.exp(curve(np.log(wanted))).tolist(), strict=True)) if wanted else {}
 
