@@ -275,13 +275,16 @@ def unfinished(partial: Path, resume: bool, words: dict[str, Any]) -> Iterator[N
         raise
 
 
-def look(network: nn.Module, sources: Sources, quiet: bool, *, test: bool = True, training: int = 0) -> Scorer | None:
+def look(
+    network: nn.Module, sources: Sources, tell: Any, quiet: bool, *, test: bool = True, training: int = 0
+) -> Scorer | None:
     """Run the original network on the images first: whether they fit is known at once, and what it scores can be told.
 
     Args:
         network: The original.
         sources: The images.
-        quiet: Tell nothing.
+        tell: Shows progress.
+        quiet: Print nothing else.
         test: Whether the test images are to be scored.
         training: How many training images to try.
 
@@ -289,6 +292,7 @@ def look(network: nn.Module, sources: Sources, quiet: bool, *, test: bool = True
         What compares with the original on the test images, if these are to be scored.
     """
     lines = []
+    tell("the network as given", 0.0)
     if sources.form is not None:
         mean, std = (", ".join(f"{value:g}" for value in values) for values in (sources.form.mean, sources.form.std))
         height, width = sources.form.size
@@ -298,6 +302,7 @@ def look(network: nn.Module, sources: Sources, quiet: bool, *, test: bool = True
     scorer = Scorer(Accuracy(sources.test), network) if test else None
     if scorer is not None:
         lines.append(f"top-1 of the network as given, on the test images  {100 * scorer.mean:.2f}")
+    tell("the network as given", 1.0)
     for line in lines if not quiet else ():
         err.print(line, highlight=False)
     return scorer

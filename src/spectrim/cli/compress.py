@@ -78,7 +78,7 @@ def compress(
     with progress(as_json) as tell, unfinished(partial, resume, words):
         config = dataclasses.replace(choice.config(source.seed, partial, tell), refit=refit, batchnorm=batchnorm)
         one = sources.selection is sources.test and isinstance(budget, MaxDrop)  # what is decided on is no test
-        scorer = look(network, sources, as_json, test=not one, training=training.batch if finetune_epochs else 0)
+        scorer = look(network, sources, tell, as_json, test=not one, training=training.batch if finetune_epochs else 0)
         evaluate = Accuracy(sources.selection) if isinstance(budget, MaxDrop) else None
         result = run(
             network,

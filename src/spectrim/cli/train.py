@@ -115,7 +115,7 @@ def train(
         sources = place.open(choice, held=HELD)
         with progress(as_json or not first) as tell, unfinished(partial, resume, words) if first else contextlib.nullcontext():
             recipe = training.recipe("sgd", epochs, source.seed, partial, tell)
-            scorer = look(network, sources, as_json or not first, training=training.batch)
+            scorer = look(network, sources, tell, as_json or not first, training=training.batch)
             assert scorer is not None
             run = _Session(network, sources, choice.config(source.seed, partial, tell), keep, metric, scorer)
             data = training_data(sources.training, recipe.batch, recipe.seed)
