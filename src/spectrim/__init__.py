@@ -1,31 +1,33 @@
 """spectrim makes trained convolutional networks smaller and faster by low-rank factorization."""
 
 from spectrim import integrations as integrations
-from spectrim.accuracy import Accuracy
-from spectrim.compress import compress
-from spectrim.config import Config
-from spectrim.cost import BudgetError, Cost, Keep, MaxDrop
-from spectrim.factorize import (
-    CP,
-    ChannelSVD,
-    Factorization,
-    InputSVD,
-    SpatialSVD,
-    TensorTrain,
-    TiledSVD,
-    Tucker2,
-)
-from spectrim.inspection import inspect
-from spectrim.layer import Layer
-from spectrim.plan import Option, Plan
-from spectrim.report import Report
-from spectrim.result import Result, load
-from spectrim.search import ALDS, VBMF, Energy, Greedy, Interaction, Knapsack, Search, Similarity, Uniform
-from spectrim.surgery import apply, cost, plan_from
-from spectrim.survey import find_layers
+from spectrim.core.cost import BudgetError, Cost, Keep, MaxDrop
+from spectrim.core.factorization import Factorization, Fit, Moments, Rank
+from spectrim.core.layer import Layer
+from spectrim.core.menu import LayerMenu, Menu
+from spectrim.core.plan import Option, Plan
+from spectrim.core.records import Report, Score, Try
+from spectrim.core.search import Probe, QuadraticModel, Search
+from spectrim.factorize import CP, ChannelSVD, InputSVD, SpatialSVD, TensorTrain, TiledSVD, Tucker2
+from spectrim.factorize.algebra import harm, regress_last, symmetric_roots
+from spectrim.factorize.parts import grid, pointwise, spatial
+from spectrim.network.accuracy import Accuracy
+from spectrim.network.counting import cost
+from spectrim.network.surgery import apply, plan_from
+from spectrim.network.survey import find_layers
+from spectrim.pipeline.account import account
+from spectrim.pipeline.choose import choose
+from spectrim.pipeline.compress import compress
+from spectrim.pipeline.config import Config
+from spectrim.pipeline.inspect import inspect
+from spectrim.pipeline.maxdrop import maxdrop
+from spectrim.pipeline.prepare import Prepared, prepare
+from spectrim.pipeline.realize import Realized, realize
+from spectrim.pipeline.result import Result, load
+from spectrim.search import ALDS, VBMF, Energy, Greedy, Interaction, Knapsack, Similarity, Uniform
+from spectrim.search.level import equal_level
 from spectrim.train import Distortion, Recipe, Schedule, fit, loss_along
-
-__version__ = "0.1.0"
+from spectrim.version import __version__ as __version__
 
 __all__ = [
     "ALDS",
@@ -39,33 +41,56 @@ __all__ = [
     "Distortion",
     "Energy",
     "Factorization",
+    "Fit",
     "Greedy",
     "InputSVD",
     "Interaction",
     "Keep",
     "Knapsack",
     "Layer",
+    "LayerMenu",
     "MaxDrop",
+    "Menu",
+    "Moments",
     "Option",
     "Plan",
+    "Prepared",
+    "Probe",
+    "QuadraticModel",
+    "Rank",
+    "Realized",
     "Recipe",
     "Report",
     "Result",
     "Schedule",
+    "Score",
     "Search",
     "Similarity",
     "SpatialSVD",
     "TensorTrain",
     "TiledSVD",
+    "Try",
     "Tucker2",
     "Uniform",
+    "account",
     "apply",
+    "choose",
     "compress",
     "cost",
+    "equal_level",
     "find_layers",
     "fit",
+    "grid",
+    "harm",
     "inspect",
     "load",
     "loss_along",
+    "maxdrop",
     "plan_from",
+    "pointwise",
+    "prepare",
+    "realize",
+    "regress_last",
+    "spatial",
+    "symmetric_roots",
 ]

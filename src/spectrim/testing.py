@@ -6,20 +6,24 @@ Each check raises an AssertionError that says which promise is broken. Our own t
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from spectrim.cost import BudgetError, Cost, Keep
-from spectrim.factorize import ChannelSVD, Factorization, Moments
-from spectrim.factorize._base import harm, to_canonical
-from spectrim.layer import Layer
-from spectrim.plan import Option, Plan
-from spectrim.search import Menu, Search
-from spectrim.statistics import statistics
-from spectrim.surgery import apply, cost, skeleton, working_weight
-from spectrim.survey import find_layers
+from spectrim.core.cost import BudgetError, Cost, Keep
+from spectrim.core.factorization import Factorization, Moments
+from spectrim.core.layer import Layer
+from spectrim.core.menu import RESPONSE, LayerMenu, Menu
+from spectrim.core.plan import Option, Plan
+from spectrim.core.search import Search
+from spectrim.factorize import ChannelSVD
+from spectrim.factorize.algebra import harm, to_canonical
+from spectrim.network.build import working_weight
+from spectrim.network.counting import cost
+from spectrim.network.surgery import apply, skeleton
+from spectrim.network.survey import find_layers
+from spectrim.sensitivity.moments import gather_moments
+
 
 
 def check_factorization(
@@ -52,7 +56,7 @@ def check_factorization(
     weight = working_weight(found, network.get_submodule(found.name))
     norms: list[Moments | None] = [None]
     if data:
-        norms.append(statistics(network, [found], [x])[layer.name])
+        norms.append(gather_moments(network, [found], [x])[layer.name])
     with torch.no_grad():
         y = network(x)
     for moments in norms:
@@ -98,7 +102,7 @@ def check_search(search: Search, *, exact: bool = False) -> None:
     """Check that a rank selection meets every budget or says that it cannot.
 
     Args:
-        search: The rank selection.
+        search: The rank selection. Whatever score it looks at, the menus here have one under its name.
         exact: Also compare the harm with brute force over all choices.
 
     Raises:
@@ -106,16 +110,19 @@ def check_search(search: Search, *, exact: bool = False) -> None:
     """
     for seed, metric in itertools.product(range(4), ("params", "macs")):
         menu = random_menu(seed)
+        if search.score != RESPONSE:
+            menu = menu.with_scores(search.score, [row.scores[RESPONSE] for row in menu.layers])
         for fraction in (0.9, 0.6, 0.4, 0.25, 0.05):
             budget = Keep(fraction, metric)  # type: ignore[arg-type]
             best = brute_force(menu, budget)
             try:
-                plan = search.select(menu, budget, None)
+                chosen = search.select(menu, budget, None)
             except BudgetError:
                 assert best is None, f"{search} says that {budget} cannot be met, but it can"
                 continue
             assert best is not None, f"{search} claims to meet {budget}, which cannot be met"
-            limit = fraction * menu.original.of(budget.metric) + 1e-6
+            assert len(chosen) == len(menu.layers), f"{search} chose {len(chosen)} options for {len(menu.layers)} layers"
+            plan, limit = menu.plan(chosen), fraction * menu.original.of(budget.metric) + 1e-6
             assert plan.cost.of(budget.metric) <= limit, f"{search} breaks {budget}: {plan.cost}"
             if exact:
                 assert plan.harm <= best + 1e-5 * max(best, 1e-9), f"{search}: harm {plan.harm}, brute force {best}"
@@ -131,23 +138,18 @@ def random_menu(seed: int, layers: int = 4) -> Menu:
         layer = Layer(f"layer{index}", "Conv2d", (width, 8, 3, 3), ((8, 9, 9),), (1, 1), (1, 1), (), (1, 1))
         ranks = method.ranks(layer)[:: 2 + seed % 2]
         steps = torch.rand(len(ranks), generator=generator, device="cpu").cumsum(0).flip(0)
-        options = [Option(layer, method, rank, float(step)) for rank, step in zip(ranks, steps, strict=True)]
-        rows.append((Option(layer), *options))
+        options = [Option(layer, method, rank) for rank in ranks]
+        rows.append(LayerMenu.of([Option(layer), *options], [0.0, *steps.tolist()]))
     fixed = Cost(100, 5000)
-    return Menu(tuple(rows), sum((row[0].cost for row in rows), fixed))
+    return Menu(tuple(rows), sum((row.layer.cost for row in rows), fixed))
 
 
 def brute_force(menu: Menu, budget: Keep) -> float | None:
     """Return the least total harm within the budget over all choices, or None if none is within it."""
-    fixed = menu.original.of(budget.metric) - sum(row[0].cost.of(budget.metric) for row in menu.options)
     limit = budget.fraction * menu.original.of(budget.metric) + 1e-6
     harms = [
-        sum(option.harm for option in choice)
-        for choice in itertools.product(*_rows(menu))
-        if fixed + sum(option.cost.of(budget.metric) for option in choice) <= limit
+        sum(float(row.scores[RESPONSE][index]) for row, index in zip(menu.layers, chosen, strict=True))
+        for chosen in itertools.product(*(range(len(row.options)) for row in menu.layers))
+        if menu.cost(chosen, budget.metric) <= limit
     ]
     return min(harms, default=None)
-
-
-def _rows(menu: Menu) -> Sequence[Sequence[Option]]:
-    return menu.options

@@ -15,8 +15,8 @@ from cyclopts import App, CycloptsError
 
 import spectrim
 from spectrim.cli import compress, demo, evaluate, inspect, train
-from spectrim.cli._shared import err
-from spectrim.cost import BudgetError
+from spectrim.cli.shared import err
+from spectrim.core.cost import BudgetError
 
 app = App(
     name="spectrim",

@@ -9,12 +9,12 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from torch import nn
 
-from spectrim._inputs import Sources, training_data
-from spectrim.accuracy import Accuracy
-from spectrim.cli._shared import HELD, Choice, Json, Source, Training, Whole, begin, look, progress, show, unfinished
-from spectrim.compress import compress as run
-from spectrim.cost import Budget, Keep, MaxDrop
-from spectrim.result import Result
+from spectrim.cli.splits import Sources, training_data
+from spectrim.network.accuracy import Accuracy
+from spectrim.cli.shared import HELD, Choice, Json, Source, Training, Whole, begin, look, progress, show, unfinished
+from spectrim.pipeline.compress import compress as run
+from spectrim.core.cost import Budget, Keep, MaxDrop
+from spectrim.pipeline.result import Result
 from spectrim.train import Recipe, fit
 
 

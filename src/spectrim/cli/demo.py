@@ -6,9 +6,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from spectrim.cli._shared import Json, free, progress, show
+from spectrim.cli.shared import Json, free, progress, show
 from spectrim.demo import run_demo
-from spectrim.result import check_output
+from spectrim.pipeline.result import check_output
 
 
 def demo(*, out_dir: Annotated[str | None, Parameter(name="--out")] = None, as_json: Json = False) -> None:

@@ -7,11 +7,11 @@ import json
 import sys
 from pathlib import Path
 
-from spectrim._inputs import Specs, first_examples, split_data
-from spectrim.accuracy import Accuracy, Scorer
-from spectrim.cli._shared import FROM_DATA, Json, Whole, device_of
-from spectrim.result import load
-from spectrim.zoo import load_weights, make_model
+from spectrim.cli.splits import Specs, first_examples, split_data
+from spectrim.network.accuracy import Accuracy, Scorer
+from spectrim.cli.shared import FROM_DATA, Json, Whole, device_of
+from spectrim.pipeline.result import load
+from spectrim.cli.models import load_weights, make_model
 
 
 def evaluate(

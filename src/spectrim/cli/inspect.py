@@ -9,10 +9,10 @@ import torch
 from cyclopts import Parameter
 from rich.console import Console
 
-from spectrim._inputs import DEFAULT_INPUT, parse_shape
-from spectrim.cli._shared import Json, out
-from spectrim.inspection import inspect as look
-from spectrim.zoo import load_weights, make_model
+from spectrim.cli.splits import DEFAULT_INPUT, parse_shape
+from spectrim.cli.shared import Json, out
+from spectrim.pipeline.inspect import inspect as look
+from spectrim.cli.models import load_weights, make_model
 
 
 def inspect(

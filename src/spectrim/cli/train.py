@@ -15,18 +15,20 @@ from cyclopts import Parameter
 from safetensors.torch import save_model
 from torch import distributed, nn
 
-from spectrim._inputs import Sources, first_examples, training_data
-from spectrim.accuracy import Accuracy, Scorer
-from spectrim.cli._shared import HELD, Choice, Json, Source, Training, Whole, begin, look, plan_file, progress, show, unfinished
+from spectrim.cli.splits import Sources, first_examples, training_data
+from spectrim.network.accuracy import Accuracy, Scorer
+from spectrim.cli.shared import HELD, Choice, Json, Source, Training, Whole, begin, look, plan_file, progress, show, unfinished
 from spectrim.compress import Study
-from spectrim.config import Config
-from spectrim.cost import Keep
-from spectrim.latency import measure
-from spectrim.plan import Plan
-from spectrim.report import Curve, Report, Score, budget_text, make_rows
-from spectrim.result import Result
-from spectrim.surgery import cost, duplicate
-from spectrim.survey import survey
+from spectrim.pipeline.config import Config
+from spectrim.core.cost import Keep
+from spectrim.targets.torch import measure
+from spectrim.core.plan import Plan
+from spectrim.core.records import Curve, Report, Score
+from spectrim.report import budget_text, make_rows
+from spectrim.pipeline.result import Result
+from spectrim.network.counting import cost
+from spectrim.network.surgery import duplicate
+from spectrim.network.survey import survey
 from spectrim.train import Distortion, Recipe, Schedule, fit, loss_along
 
 FLATNESS = 1000  # selection images on which the loss along the low-rank direction is measured

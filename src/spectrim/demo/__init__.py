@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
-from collections.abc import Callable
 from importlib.resources import files
 
 import numpy as np
@@ -12,12 +10,14 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from spectrim.accuracy import Accuracy, Scorer
-from spectrim.compress import compress
-from spectrim.config import Config
-from spectrim.cost import Budget, MaxDrop
+from spectrim.network.accuracy import Accuracy, Scorer
+from spectrim.pipeline.account import complete
+from spectrim.pipeline.compress import compress
+from spectrim.pipeline.config import Config
+from spectrim.core.cost import Budget, MaxDrop
+from spectrim.core.progress import Progress
 from spectrim.demo.net import FashionNet
-from spectrim.result import Result
+from spectrim.pipeline.result import Result
 
 MEAN, STD = 0.2860, 0.3530  # of the training images
 BUDGET = MaxDrop(1.5, "macs")
@@ -42,7 +42,7 @@ def demo_images(part: str) -> tuple[Tensor, Tensor]:
     return (torch.from_numpy(images)[:, None].float() / 255 - MEAN) / STD, torch.from_numpy(labels.astype(np.int64))
 
 
-def run_demo(progress: Callable[[str, float], None] | None = None, budget: Budget = BUDGET) -> Result:
+def run_demo(progress: Progress | None = None, budget: Budget = BUDGET) -> Result:
     """Compress the embedded network; decisions on the selection images, the test images read once for the report."""
     model = demo_model()
     calibration, _ = demo_images("calibration")
@@ -52,7 +52,7 @@ def run_demo(progress: Callable[[str, float], None] | None = None, budget: Budge
         model, calibration[:1], budget=budget, calibration=calibration, evaluate=Accuracy(batches["selection"]), config=config
     )
     score = Scorer(Accuracy(batches["test"]), model).score(result.model)
-    return Result(result.model, result.plan, dataclasses.replace(result.report, test=score))
+    return Result(result.model, result.plan, complete(result.report, test=score))
 
 
 __all__ = ["FashionNet", "demo_images", "demo_model", "run_demo"]

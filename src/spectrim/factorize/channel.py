@@ -14,8 +14,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from spectrim.factorize._base import Factorization, Fit, Moments, Rank, eye_like, gradient_roots, pointwise, spatial
-from spectrim.layer import Layer
+from spectrim.core.factorization import Factorization, Fit, Moments, Rank
+from spectrim.factorize.algebra import eye_like, symmetric_roots
+from spectrim.factorize.parts import pointwise, spatial
+from spectrim.core.layer import Layer
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def _response(weight: Tensor, moments: Moments | None) -> tuple[Tensor, Tensor, 
         root = inverse = eye_like(t, weight).expand(g, t, t)
         response = flat @ flat.mT
     else:
-        root, inverse = gradient_roots(moments)
+        root, inverse = symmetric_roots(moments.gradient)
         response = moments.response
     whitened = root @ response @ root
     if n >= t:

@@ -10,20 +10,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from spectrim.factorize._base import (
-    Factorization,
-    Fit,
-    Moments,
-    Rank,
-    channel_roots,
-    grid,
-    pointwise,
+from spectrim.core.factorization import Factorization, Fit, Moments, Rank
+from spectrim.factorize.algebra import (
+    channel_metric,
+    output_metric,
     regress_last,
-    regressed_losses,
-    spatial,
+    regressed_harm,
+    regression_slope,
+    symmetric_roots,
 )
-from spectrim.factorize._nested import left_vectors
-from spectrim.layer import Layer
+from spectrim.factorize.parts import grid, pointwise, spatial
+from spectrim.factorize.nested import left_vectors
+from spectrim.core.layer import Layer
 
 SWEEPS = 60  # of alternating least squares
 SWEEPS_NEAR = 10  # from factors of a weight that was nearly the same
@@ -93,22 +91,38 @@ class CP(Factorization):
 
     def factors(self, weight: Tensor, rank: Rank, moments: Moments | None = None) -> tuple[Tensor, ...]:
         """Return (g, r, S, ones), (g * r, 1, 1, its axes) for each depthwise part, (g, T, r, ones)."""
-        return next(self._fitted(weight, [rank], moments))
+        return next(self._fitted(weight, [rank], moments, self._roots(weight, moments)))
 
     def followed(
         self, weight: Tensor, rank: Rank, last: Sequence[Tensor], moments: Moments | None = None
     ) -> tuple[Tensor, ...]:
         """Return factors found from the last ones: a fit from the beginning ends elsewhere, even for their own product."""
-        return next(self._fitted(weight, [rank], moments, last))
+        return next(self._fitted(weight, [rank], moments, self._roots(weight, moments), last))
+
+    def losses(self, weight: Tensor, ranks: Sequence[Rank], moments: Moments | None = None) -> list[float]:
+        """Return the harm of each rank's own fit."""
+        slope, fits = regression_slope(weight, moments), self._fitted(weight, ranks, moments, self._roots(weight, moments))
+        return [regressed_harm(weight, self.merge(factors), moments, slope) for factors in fits]
+
+    @staticmethod
+    def _roots(weight: Tensor, moments: Moments | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return G^1/2 (g, T, T), Cs^1/2 and Cs^-1/2 (g, S, S), Cs the input covariance averaged over the taps."""
+        root, _ = symmetric_roots(output_metric(weight, moments))
+        return root, *symmetric_roots(channel_metric(weight, moments))
 
     def _fitted(
-        self, weight: Tensor, ranks: Sequence[Rank], moments: Moments | None, last: Sequence[Tensor] = ()
+        self,
+        weight: Tensor,
+        ranks: Sequence[Rank],
+        moments: Moments | None,
+        roots: tuple[Tensor, Tensor, Tensor],
+        last: Sequence[Tensor] = (),
     ) -> Iterator[tuple[Tensor, ...]]:
         """Yield the factors of each rank; what the ranks share is computed once. `last` are factors to start from."""
         g, t, s = weight.shape[:3]
         kernel = weight.shape[3:]
         sizes = (t, s, *self._sizes(kernel))
-        root, scale, inverse = channel_roots(weight, moments)
+        root, scale, inverse = roots
         weighted = torch.einsum("gut,gtsk,gsv->guvk", root, weight.flatten(3), scale).reshape(g, *sizes)
         spaces = [[left_vectors(tensor.movedim(mode, 0).flatten(1)) for mode in range(len(sizes))] for tensor in weighted]
         ones = (1,) * len(kernel)
@@ -146,10 +160,6 @@ class CP(Factorization):
         product = factors[-1].flatten(2) @ _products(modes).mT
         kernel = [max(sizes) for sizes in zip(*(factor.shape[3:] for factor in factors[1:-1]), strict=True)]
         return product.reshape(*product.shape[:2], -1, *kernel)
-
-    def losses(self, weight: Tensor, ranks: Sequence[Rank], moments: Moments | None = None) -> list[float]:
-        """Return the harm of each rank's own fit."""
-        return regressed_losses(weight, map(self.merge, self._fitted(weight, ranks, moments)), moments)
 
     def _axes(self, kernel: Sequence[int]) -> list[Sequence[int]]:
         """Return the axes of each depthwise part."""
@@ -195,11 +205,12 @@ def _alternate(tensor: Tensor, modes: list[Tensor], spaces: Sequence[Tensor], *,
     for sweep in range(SWEEPS_NEAR if near else SWEEPS):
         ridge = last if near else first * (last / first) ** (sweep / (SWEEPS - 1))
         rest = _products([mode[None] for mode in modes[1:]])[0]  # (S * kernel, r)
-        modes[0] = _solved(flat @ rest, grams, 0, ridge, modes[0] if near else None)
+        modes[0] = torch.linalg.solve(*_system(flat @ rest, grams, 0, ridge, modes[0] if near else None)).T
         grams[0] = modes[0].T @ modes[0]
         seen = (flat.T @ modes[0]).unflatten(0, sizes[1:])  # (S, k1, ..., r)
         for mode in range(1, len(sizes)):
-            modes[mode] = _solved(_inner(seen, modes, mode), grams, mode, ridge, modes[mode] if near else None)
+            inner, start = _inner(seen, modes, mode), modes[mode] if near else None
+            modes[mode] = torch.linalg.solve(*_system(inner, grams, mode, ridge, start)).T
             if mode < len(sizes) - 1:
                 length = modes[mode].norm(dim=0).clamp_min(torch.finfo(tensor.dtype).tiny)
                 modes[mode] = modes[mode] / length
@@ -218,8 +229,10 @@ def _start(spaces: Sequence[Tensor], rank: int) -> list[Tensor]:
     return modes
 
 
-def _solved(inner: Tensor, grams: Sequence[Tensor], mode: int, ridge: float, middle: Tensor | None) -> Tensor:
-    """Return the least-squares factor of one mode.
+def _system(
+    inner: Tensor, grams: Sequence[Tensor], mode: int, ridge: float, middle: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return matrix (r, r) and right-hand side (r, size) of the least-squares factor of one mode.
 
     Args:
         inner: The tensor, contracted with all other modes, (size, r).
@@ -231,8 +244,7 @@ def _solved(inner: Tensor, grams: Sequence[Tensor], mode: int, ridge: float, mid
     gram = torch.stack([gram for other, gram in enumerate(grams) if other != mode]).prod(0)
     own = ridge * gram.diagonal() + torch.finfo(gram.dtype).tiny  # of a layer of zeros nothing is left
     inner = inner if middle is None else inner + own * middle
-    solution: Tensor = torch.linalg.solve(gram + torch.diag(own), inner.T).T
-    return solution
+    return gram + torch.diag(own), inner.T
 
 
 def _inner(seen: Tensor, modes: Sequence[Tensor], mode: int) -> Tensor:

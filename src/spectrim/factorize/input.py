@@ -8,10 +8,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from spectrim.factorize._base import Factorization, Fit, Moments, Rank, pointwise, spatial
-from spectrim.factorize._nested import nested
-from spectrim.factorize.spatial import nested_losses
-from spectrim.layer import Layer
+from spectrim.core.factorization import Factorization, Fit, Moments, Rank
+from spectrim.factorize.parts import pointwise, spatial
+from spectrim.factorize.nested import nested, nested_losses
+from spectrim.core.layer import Layer
 
 
 @dataclass(frozen=True)

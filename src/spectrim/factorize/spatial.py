@@ -10,9 +10,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from spectrim.factorize._base import Factorization, Fit, Moments, Rank, spatial
-from spectrim.factorize._nested import Nested, nested, permute_inputs
-from spectrim.layer import Layer
+from spectrim.core.factorization import Factorization, Fit, Moments, Rank
+from spectrim.factorize.parts import spatial
+from spectrim.factorize.nested import nested, nested_losses, permute_inputs
+from spectrim.core.layer import Layer
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ class SpatialSVD(Factorization):
     def factors(self, weight: Tensor, rank: Rank, moments: Moments | None = None) -> tuple[Tensor, ...]:
         """Return (g, r, S, k_axis at its place) and (g, T, r, the others at theirs)."""
         assert isinstance(rank, int)
-        solution = self._solve(weight, rank, moments)
+        split, permuted = self._split(weight, moments)
+        solution = nested(split, rank, permuted)
         g, t, s = weight.shape[:3]
         kernel = weight.shape[3:]
         alone = [size if axis == self.axis else 1 for axis, size in enumerate(kernel)]
@@ -87,25 +89,14 @@ class SpatialSVD(Factorization):
     def losses(self, weight: Tensor, ranks: Sequence[Rank], moments: Moments | None = None) -> list[float]:
         """Return the loss of every rank from one Cholesky factorization."""
         numbers = [rank for rank in ranks if isinstance(rank, int)]
-        return nested_losses(self._solve(weight, max(numbers), moments), numbers, moments)
+        split, permuted = self._split(weight, moments)
+        return nested_losses(nested(split, max(numbers), permuted), numbers, moments)
 
-    def _solve(self, weight: Tensor, rank: int, moments: Moments | None) -> Nested:
+    def _split(self, weight: Tensor, moments: Moments | None) -> tuple[Tensor, Moments | None]:
+        """Return the kernel as (g, T, S * k_axis, the other taps), and the moments in that order."""
         s, kernel = weight.shape[2], weight.shape[3:]
         order = (
             torch.arange(s * math.prod(kernel), device=weight.device).reshape(s, *kernel).movedim(1 + self.axis, 1).flatten()
         )
         split = weight.flatten(2)[:, :, order].unflatten(2, (s * kernel[self.axis], -1))
-        return nested(split, rank, permute_inputs(moments, order))
-
-
-def nested_losses(solution: Nested, ranks: Sequence[int], moments: Moments | None) -> list[float]:
-    """Return the harm that regression on the leading features leaves, for each rank."""
-    explained = solution.explained  # (g, R * k, T)
-    if moments is None:
-        captured, total = explained.square().sum(2), solution.total.diagonal(dim1=1, dim2=2).sum()
-        scale = 1 / float(total.clamp_min(torch.finfo(total.dtype).tiny))
-    else:
-        captured = torch.einsum("gft,gtu,gfu->gf", explained, moments.gradient, explained)
-        total, scale = (moments.gradient * solution.total).sum(), 0.5
-    kept = captured.sum(0).cumsum(0)
-    return [max(0.0, float(total - kept[rank * solution.taps - 1]) * scale) for rank in ranks]
+        return split, permute_inputs(moments, order)

@@ -9,21 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from spectrim.factorize._base import (
-    Factorization,
-    Fit,
-    Moments,
-    Rank,
-    eye_like,
-    grid,
-    merged_losses,
-    pointwise,
-    regress_last,
-    ridge,
-    spatial,
-    symmetric_roots,
-)
-from spectrim.layer import Layer
+from spectrim.core.factorization import Factorization, Fit, Moments, Rank
+from spectrim.factorize.algebra import eye_like, harm, regress_last, ridge, symmetric_roots
+from spectrim.factorize.parts import grid, pointwise, spatial
+from spectrim.core.layer import Layer
 
 STEPS = 24
 
@@ -93,7 +82,8 @@ class TiledSVD(Factorization):
         p, q = self.rows, self.columns
         _, t, s = weight.shape[:3]
         tiles = weight.reshape(p, t // p, q, -1).transpose(1, 2)  # (p, q, T / p, n / q)
-        left, right, inverse = self._roots(weight, moments)
+        outputs, inputs = self._metrics(weight, moments)
+        left, (right, inverse) = symmetric_roots(outputs)[0], symmetric_roots(inputs)
         _, _, vt = torch.linalg.svd(left[:, None] @ tiles @ right, full_matrices=False)
         rows = vt[:, :, :rank] @ inverse  # (p, q, r, n / q)
         projection = weight.new_zeros(p, q, rows.shape[3], rank, q)
@@ -105,18 +95,16 @@ class TiledSVD(Factorization):
         first = rows.transpose(0, 1).reshape(q, p * rank, s // q, *weight.shape[3:])
         return first, last.reshape(p, t // p, rank * q, *(1,) * (weight.ndim - 3))
 
-    def _roots(self, weight: Tensor, moments: Moments | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return G^1/2 of each row tile (p, T / p, T / p), C^1/2 and C^-1/2 of each column tile (q, n / q, n / q)."""
+    def _metrics(self, weight: Tensor, moments: Moments | None) -> tuple[Tensor, Tensor]:
+        """Return G of each row tile (p, T / p, T / p) and C of each column tile (q, n / q, n / q)."""
         p, q = self.rows, self.columns
         t, n = weight.shape[1], weight[0, 0].numel()
         if moments is None or moments.covariance is None:
-            eye = eye_like(n // q, weight).expand(q, -1, -1)
-            return eye_like(t // p, weight).expand(p, -1, -1), eye, eye
+            return eye_like(t // p, weight).expand(p, -1, -1), eye_like(n // q, weight).expand(q, -1, -1)
         gradient = moments.gradient.reshape(p, t // p, p, t // p)
         covariance = moments.covariance + ridge(moments.covariance) * eye_like(n, weight)
         split = covariance.reshape(q, n // q, q, n // q)
-        left, _ = symmetric_roots(torch.stack([gradient[i, :, i] for i in range(p)]))
-        return left, *symmetric_roots(torch.stack([split[i, :, i] for i in range(q)]))
+        return torch.stack([gradient[i, :, i] for i in range(p)]), torch.stack([split[i, :, i] for i in range(q)])
 
     def merge(self, factors: Sequence[Tensor]) -> Tensor:
         """Return the tiles side by side."""
@@ -129,4 +117,4 @@ class TiledSVD(Factorization):
 
     def losses(self, weight: Tensor, ranks: Sequence[Rank], moments: Moments | None = None) -> list[float]:
         """Return the harm of each rank's own fit."""
-        return merged_losses(self, weight, ranks, moments)
+        return [harm(weight, self.merge(self.factors(weight, rank, moments)), moments) for rank in ranks]

@@ -10,19 +10,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from spectrim.factorize._base import (
-    Factorization,
-    Fit,
-    Moments,
-    Rank,
-    channel_roots,
-    grid,
-    merged_losses,
-    pointwise,
-    regress_last,
-    spatial,
-)
-from spectrim.layer import Layer
+from spectrim.core.factorization import Factorization, Fit, Moments, Rank
+from spectrim.factorize.algebra import channel_metric, harm, output_metric, regress_last, symmetric_roots
+from spectrim.factorize.parts import grid, pointwise, spatial
+from spectrim.core.layer import Layer
 
 STEPS = 16
 
@@ -91,7 +82,8 @@ class TensorTrain(Factorization):
         g, t, s = weight.shape[:3]
         kernel = weight.shape[3:]
         ones = [1] * len(kernel)
-        root, scale, inverse = channel_roots(weight, moments)
+        root, _ = symmetric_roots(output_metric(weight, moments))
+        scale, inverse = symmetric_roots(channel_metric(weight, moments))
         rest = torch.einsum("gut,gtsk,gsv->gvku", root, weight.flatten(3), scale).flatten(1, 2)  # (g, S * kernel, T)
         cores, projection, before = [], weight.new_ones(g, 1, 1), 1
         for position, size in enumerate([s, *kernel]):
@@ -126,7 +118,7 @@ class TensorTrain(Factorization):
 
     def losses(self, weight: Tensor, ranks: Sequence[Rank], moments: Moments | None = None) -> list[float]:
         """Return the harm of each rank's own fit."""
-        return merged_losses(self, weight, ranks, moments)
+        return [harm(weight, self.merge(self.factors(weight, rank, moments)), moments) for rank in ranks]
 
 
 def divisors(size: int) -> tuple[int, int]:

@@ -10,9 +10,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from spectrim.factorize._base import Factorization, Fit, Moments, Rank, eye_like, gradient_roots, grid, pointwise, spatial
-from spectrim.factorize._nested import nested
-from spectrim.layer import Layer
+from spectrim.core.factorization import Factorization, Fit, Moments, Rank
+from spectrim.factorize.algebra import output_metric, symmetric_roots
+from spectrim.factorize.parts import grid, pointwise, spatial
+from spectrim.factorize.nested import nested
+from spectrim.core.layer import Layer
 
 STEPS = 12  # grid points per mode
 
@@ -64,7 +66,7 @@ class Tucker2(Factorization):
         narrow, wide = rank
         g, t, s = weight.shape[:3]
         solution = nested(weight.flatten(3), narrow, moments)
-        root, inverse = _gradient_roots(weight, moments)
+        root, inverse = symmetric_roots(output_metric(weight, moments))
         left = torch.linalg.svd(root @ solution.explained.mT, full_matrices=False).U[:, :, :wide]  # (g, T, r2)
         second = solution.second(narrow).flatten(2)
         core = left.mT @ root @ second
@@ -86,7 +88,7 @@ class Tucker2(Factorization):
         """Return the loss of every pair: one Cholesky factorization, one small eigenproblem for each r1."""
         pairs = [rank for rank in ranks if isinstance(rank, tuple)]
         solution = nested(weight.flatten(3), max(first for first, _ in pairs), moments)
-        root, _ = _gradient_roots(weight, moments)
+        root, _ = symmetric_roots(output_metric(weight, moments))
         total = (root @ solution.total @ root).diagonal(dim1=1, dim2=2).sum()
         scale = 0.5 if moments is not None else 1 / float(total.clamp_min(torch.finfo(total.dtype).tiny))
         kept: dict[int, Tensor] = {}
@@ -94,10 +96,3 @@ class Tucker2(Factorization):
             rows = solution.explained[:, : narrow * solution.taps] @ root  # (g, r1 * k, T)
             kept[narrow] = torch.linalg.eigvalsh(rows.mT @ rows).flip(-1).clamp_min(0).cumsum(1).sum(0)
         return [max(0.0, float(total - kept[first][second - 1]) * scale) for first, second in pairs]
-
-
-def _gradient_roots(weight: Tensor, moments: Moments | None) -> tuple[Tensor, Tensor]:
-    if moments is not None:
-        return gradient_roots(moments)
-    eye = eye_like(weight.shape[1], weight).expand(weight.shape[0], -1, -1)
-    return eye, eye

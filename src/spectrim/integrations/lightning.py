@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from spectrim.integrations._held import Held
+from spectrim.integrations.common import Held
 
 try:
     from lightning.pytorch import Callback

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from spectrim.integrations._held import Held
+from spectrim.integrations.common import Held
 
 try:
     from transformers import TrainerCallback

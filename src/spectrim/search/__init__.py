@@ -1,6 +1,5 @@
 """Rank selections, one a file: each picks one option for every layer from a menu, within a budget."""
 
-from spectrim.search._base import Menu, Probe, Search, Surroundings
 from spectrim.search.alds import ALDS
 from spectrim.search.energy import Energy
 from spectrim.search.greedy import Greedy
@@ -10,29 +9,4 @@ from spectrim.search.similarity import Similarity
 from spectrim.search.uniform import Uniform
 from spectrim.search.vbmf import VBMF
 
-SEARCHES: dict[str, type[Search]] = {
-    "ALDS": ALDS,
-    "Energy": Energy,
-    "Greedy": Greedy,
-    "Interaction": Interaction,
-    "Knapsack": Knapsack,
-    "Similarity": Similarity,
-    "Uniform": Uniform,
-    "VBMF": VBMF,
-}
-
-__all__ = [
-    "ALDS",
-    "SEARCHES",
-    "VBMF",
-    "Energy",
-    "Greedy",
-    "Interaction",
-    "Knapsack",
-    "Menu",
-    "Probe",
-    "Search",
-    "Similarity",
-    "Surroundings",
-    "Uniform",
-]
+__all__ = ["ALDS", "VBMF", "Energy", "Greedy", "Interaction", "Knapsack", "Similarity", "Uniform"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from spectrim.cost import Keep
-from spectrim.plan import Plan
-from spectrim.search._base import Menu, Probe, Search
-from spectrim.search._level import equal_level
+from spectrim.core.cost import Keep
+from spectrim.core.menu import Menu
+from spectrim.core.search import Probe, Search
+from spectrim.search.level import equal_level
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,6 @@ class ALDS(Search):
     reference: ClassVar[str] = "Liebenwein et al. 2021, section 3"
     score = "spectral"
 
-    def select(self, menu: Menu, budget: Keep, probe: Probe | None = None) -> Plan:
-        """Return the plan that is optimal for the largest error."""
-        return equal_level(menu, budget)
+    def select(self, menu: Menu, budget: Keep, probe: Probe | None = None) -> list[int]:
+        """Return the choice that is optimal for the largest error."""
+        return equal_level(menu, budget, self.score)

@@ -8,10 +8,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from spectrim.cost import Keep, Metric
-from spectrim.plan import Option, Plan
-from spectrim.search._base import Menu, Probe, Search, Surroundings
-from spectrim.search.knapsack import Knapsack, frontier
+from spectrim.core.cost import Keep, Metric
+from spectrim.core.menu import Menu
+from spectrim.core.search import Probe, QuadraticModel, Search
+from spectrim.search.knapsack import Knapsack
 
 REACH = (0.85, 0.95, 1.05, 1.15)  # costs of the alternatives, relative to the layer's present option
 LEAST = 1e-4  # relative gain below which a move is noise
@@ -22,9 +22,9 @@ class Interaction(Search):
     """Start from the additive optimum; then take, at constant budget, the steps whose superposed displacements pay most.
 
     Around the refitted compressed network every layer's neighbouring options displace the outputs; the harm of taking
-    several together is a quadratic form in those displacements (`Surroundings`). Its best point within the budget, found by
+    several together is a quadratic form in those displacements (`QuadraticModel`). Its best point within the budget, found by
     single and paired moves, is built, refitted and accepted if the harm on held-out images falls by more than the standard
-    error of the difference. Then the surroundings are measured again, until a round no longer pays.
+    error of the difference. Then the model is measured again, until a round no longer pays.
 
     Args:
         rounds: At most so many.
@@ -48,73 +48,83 @@ class Interaction(Search):
         if self.rounds < 0 or self.images < 0:
             raise ValueError(f"Interaction was given rounds={self.rounds}, images={self.images}; neither may be negative")
 
-    def select(self, menu: Menu, budget: Keep, probe: Probe | None = None) -> Plan:
+    def select(self, menu: Menu, budget: Keep, probe: Probe | None = None) -> list[int]:
         """Return the additive optimum, improved as far as `probe` finds that it pays."""
-        plan = Knapsack().select(menu, budget)
+        chosen, metric = Knapsack().select(menu, budget), budget.metric
+        limit = menu.allowed(budget)
         for _ in range(self.rounds if probe is not None else 0):
             assert probe is not None
-            alternatives = neighbours(menu, plan, budget.metric)
+            alternatives = neighbours(menu, chosen, metric)
             if not alternatives:
                 break
-            found = probe.surroundings(plan, alternatives)
-            chosen = best_moves(found, plan, menu.allowed(budget) - _spent(menu, plan, budget.metric), budget.metric)
-            if not chosen:
+            model = probe.quadratic_model(chosen, alternatives)
+            costs = [menu.layers[layer].costs[metric] for layer, _ in alternatives]
+            prices = [int(cost[index] - cost[chosen[layer]]) for cost, (layer, index) in zip(costs, alternatives, strict=True)]
+            spent = sum(int(row.costs[metric][index]) for row, index in zip(menu.layers, chosen, strict=True))
+            moves = best_moves(model, [layer for layer, _ in alternatives], prices, limit - spent)
+            if not moves:
                 break
-            moved = {found.options[index].layer.name: found.options[index] for index in chosen}
-            candidate = Plan({name: moved.get(name, option) for name, option in plan.items()}, plan.original)
-            gain, error = probe.gain(plan, candidate)
+            candidate = list(chosen)
+            for move in moves:
+                candidate[alternatives[move][0]] = alternatives[move][1]
+            gain, error = probe.gain(chosen, candidate)
             if gain <= error:
                 break
-            plan = candidate
-        return plan
+            chosen = candidate
+        return chosen
 
 
-def neighbours(menu: Menu, plan: Plan, metric: Metric) -> list[Option]:
-    """Return for every planned layer the options of the frontier whose costs are nearest to those of `REACH`."""
+def neighbours(menu: Menu, chosen: Sequence[int], metric: Metric) -> list[tuple[int, int]]:
+    """Return for every layer that is replaced the options of the frontier whose costs are nearest to those of `REACH`.
+
+    Args:
+        menu: The options.
+        chosen: One option's number for each layer.
+        metric: Of the costs.
+
+    Returns:
+        Pairs of a layer's number and an option's.
+    """
     found = []
-    for row in menu.options:
-        now = plan.choices.get(row[0].layer.name)
-        if now is None:
+    for layer, (row, now) in enumerate(zip(menu.layers, chosen, strict=True)):
+        if not now:
             continue
-        cost = now.cost.of(metric)
-        same = [o for o in frontier(row, metric) if o.method is not None and (o.method, o.rank) != (now.method, now.rank)]
-        near: dict[int, Option] = {}
+        costs = row.costs[metric]
+        others = [int(index) for index in row.frontier(metric) if index not in (0, now)]
+        near: dict[int, None] = {}
         for share in REACH:
-            side = [o for o in same if (o.cost.of(metric) - cost) * (share - 1) > 0]
-            fresh = [o for o in side if id(o) not in near]
+            fresh = [index for index in others if index not in near and (costs[index] - costs[now]) * (share - 1) > 0]
             if fresh:
-                best = min(fresh, key=lambda option: abs(option.cost.of(metric) - share * cost))
-                near[id(best)] = best
-        found += list(near.values())
+                near[min(fresh, key=lambda index: abs(costs[index] - share * costs[now]))] = None
+        found += [(layer, index) for index in near]
     return found
 
 
-def best_moves(found: Surroundings, plan: Plan, slack: int, metric: Metric) -> list[int]:
+def best_moves(model: QuadraticModel, owners: Sequence[int], prices: Sequence[int], slack: int) -> list[int]:
     """Return alternatives, at most one a layer, that lower the predicted harm within the budget: best move first, then on.
 
     A move sets one layer, or two layers at once, to an alternative or back; so one layer can pay for another.
 
     Args:
-        found: Linear and quadratic changes.
-        plan: The present options.
+        model: What the A alternatives do.
+        owners: The layer of each, (A,).
+        prices: By how much each raises the cost, (A,).
         slack: By how much the cost may rise.
-        metric: Of the costs.
     """
-    owners = [option.layer.name for option in found.options]
-    prices = np.array([o.cost.of(metric) - plan[o.layer.name].cost.of(metric) for o in found.options], dtype=float)
-    taken: dict[str, int] = {}
-    spent, value = 0.0, found.base
+    price_of = np.array(prices, dtype=float)
+    taken: dict[int, int] = {}
+    spent, value = 0.0, model.base
     while True:
         changes, layers = _single_moves(owners, taken)
         inside = np.zeros(len(owners))
         inside[list(taken.values())] = 1
-        slope = found.linear + found.gram @ inside
-        cross = changes @ found.gram @ changes.T  # (moves, moves)
+        slope = model.linear + model.gram @ inside
+        cross = changes @ model.gram @ changes.T  # (moves, moves)
         single = changes @ slope + 0.5 * np.diag(cross)
         both = single[:, None] + single[None] + cross
         both[layers[:, None] == layers[None]] = np.inf  # two moves of one layer are none
         np.fill_diagonal(both, single)  # a move with itself stands for the move alone
-        price = changes @ prices
+        price = changes @ price_of
         total = price[:, None] + price[None]
         np.fill_diagonal(total, price)
         both[spent + total > slack] = np.inf
@@ -129,7 +139,7 @@ def best_moves(found: Surroundings, plan: Plan, slack: int, metric: Metric) -> l
                 taken[owners[int(index)]] = int(index)
 
 
-def _single_moves(owners: Sequence[str], taken: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
+def _single_moves(owners: Sequence[int], taken: dict[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Return every change of one layer as a row of -1, 0 and 1 over the alternatives, and the layer's number of each."""
     names = {name: number for number, name in enumerate(dict.fromkeys(owners))}
     rows, layers = [], []
@@ -143,7 +153,3 @@ def _single_moves(owners: Sequence[str], taken: dict[str, int]) -> tuple[np.ndar
         rows.append(row)
         layers.append(names[owner])
     return np.stack(rows), np.array(layers)
-
-
-def _spent(menu: Menu, plan: Plan, metric: Metric) -> int:
-    return sum(plan.choices.get(row[0].layer.name, row[0]).cost.of(metric) for row in menu.options)

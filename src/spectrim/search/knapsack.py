@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from spectrim.cost import Keep, Metric
-from spectrim.plan import Option, Plan
-from spectrim.search._base import Menu, Probe, Search
+from spectrim.core.cost import Keep
+from spectrim.core.menu import Menu
+from spectrim.core.search import Probe, Search
 
 STATES = 20_000  # partial plans that are followed; of more, those of least bound
 WIDE = 10  # times as many are looked at before those that others beat are left out
@@ -45,23 +45,13 @@ class Knapsack(Search):
         if self.score not in ("response", "whitened"):
             raise ValueError(f"Knapsack was given score={self.score!r}; allowed are 'response' and 'whitened'")
 
-    def select(self, menu: Menu, budget: Keep, probe: Probe | None = None) -> Plan:
-        """Return the plan of least total harm."""
+    def select(self, menu: Menu, budget: Keep, probe: Probe | None = None) -> list[int]:
+        """Return the choice of least total harm."""
         limit = menu.allowed(budget)
-        rows = [frontier(row, budget.metric) for row in menu.options]
-        harms = [np.array([option.harm for option in row]) for row in rows]
-        costs = [np.array([option.cost.of(budget.metric) for option in row], dtype=np.int64) for row in rows]
-        chosen = minimum(harms, costs, limit)
-        return menu.plan([row[index] for row, index in zip(rows, chosen, strict=True)])
-
-
-def frontier(row: tuple[Option, ...], metric: Metric) -> list[Option]:
-    """Return the options that no other beats in both cost and harm, cheapest first."""
-    kept: list[Option] = []
-    for option in sorted(row, key=lambda option: (option.cost.of(metric), option.harm)):
-        if not kept or option.harm < kept[-1].harm:
-            kept.append(option)
-    return kept
+        rows = [row.frontier(budget.metric, self.score) for row in menu.layers]
+        harms = [row.scores[self.score][numbers] for row, numbers in zip(menu.layers, rows, strict=True)]
+        costs = [row.costs[budget.metric][numbers] for row, numbers in zip(menu.layers, rows, strict=True)]
+        return [int(numbers[index]) for numbers, index in zip(rows, minimum(harms, costs, limit), strict=True)]
 
 
 def minimum(harms: list[np.ndarray], costs: list[np.ndarray], limit: int) -> list[int]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from spectrim.cost import Keep
-from spectrim.plan import Option, Plan
-from spectrim.search._base import Menu, Probe, Search
+import numpy as np
+
+from spectrim.core.cost import Keep, Metric
+from spectrim.core.menu import RESPONSE, LayerMenu, Menu
+from spectrim.core.search import Probe, Search
 
 
 @dataclass(frozen=True)
@@ -21,26 +23,25 @@ class Uniform(Search):
     title: ClassVar[str] = "Uniform"
     reference: ClassVar[str] = "customary; for example Denton et al. 2014"
 
-    def select(self, menu: Menu, budget: Keep, probe: Probe | None = None) -> Plan:
-        """Return the plan of the largest common fraction that meets the budget."""
-        limit = menu.allowed(budget)
-        metric = budget.metric
-        fractions = sorted({option.cost.of(metric) / max(1, row[0].cost.of(metric)) for row in menu.options for option in row})
+    def select(self, menu: Menu, budget: Keep, probe: Probe | None = None) -> list[int]:
+        """Return the choice of the largest common fraction that meets the budget."""
+        limit, metric = menu.allowed(budget), budget.metric
+        costs = [row.costs[metric] for row in menu.layers]
+        fractions = np.unique(np.concatenate([cost / max(1, cost[0]) for cost in costs] or [np.zeros(1)]))
         low, high = 0, len(fractions) - 1
         while low < high:
             middle = (low + high + 1) // 2
-            if sum(option.cost.of(metric) for option in self._at(menu, fractions[middle], budget)) <= limit:
+            chosen = [_within(row, fractions[middle], metric) for row in menu.layers]
+            if sum(int(cost[index]) for cost, index in zip(costs, chosen, strict=True)) <= limit:
                 low = middle
             else:
                 high = middle - 1
-        return menu.plan(self._at(menu, fractions[low], budget) if fractions else [])
+        return [_within(row, fractions[low], metric) for row in menu.layers]
 
-    @staticmethod
-    def _at(menu: Menu, fraction: float, budget: Keep) -> list[Option]:
-        chosen = []
-        for row in menu.options:
-            costs = [option.cost.of(budget.metric) for option in row]
-            bound = max(fraction * costs[0], min(costs))
-            within = [option for option, cost in zip(row, costs, strict=True) if cost <= bound * (1 + 1e-12)]
-            chosen.append(min(within, key=lambda option: (option.harm, option.cost.of(budget.metric))))
-        return chosen
+
+def _within(row: LayerMenu, fraction: float, metric: Metric) -> int:
+    """Return the least harmful option within a fraction of the layer's cost, or the cheapest of all."""
+    costs = row.costs[metric]
+    bound = max(fraction * costs[0], costs.min())
+    numbers = np.flatnonzero(costs <= bound * (1 + 1e-12))
+    return int(numbers[np.lexsort((costs[numbers], row.scores[RESPONSE][numbers]))[0]])

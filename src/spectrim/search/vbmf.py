@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from spectrim.cost import Keep
-from spectrim.plan import Plan
-from spectrim.search._base import Menu, Probe, Search
-from spectrim.search._level import equal_level
+from spectrim.core.cost import Keep
+from spectrim.core.menu import Menu
+from spectrim.core.search import Probe, Search
+from spectrim.search.level import equal_level
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,6 @@ class VBMF(Search):
     reference: ClassVar[str] = "Nakajima et al. 2013; Kim et al. 2016, section 3.2"
     score = "vbmf"
 
-    def select(self, menu: Menu, budget: Keep, probe: Probe | None = None) -> Plan:
-        """Return the plan of the largest common multiple that meets the budget."""
-        return equal_level(menu, budget)
+    def select(self, menu: Menu, budget: Keep, probe: Probe | None = None) -> list[int]:
+        """Return the choice of the largest common multiple that meets the budget."""
+        return equal_level(menu, budget, self.score)

@@ -18,11 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from spectrim.factorize import Moments, Rank
-from spectrim.factorize._base import as_tuple, from_canonical, to_canonical
-from spectrim.layer import unwrap
-from spectrim.plan import Option, Plan
-from spectrim.surgery import build, duplicate, module_of, original_bias, replace_module, working_weight
+from spectrim.core.factorization import Moments, Rank
+from spectrim.core.factorization import as_tuple
+from spectrim.factorize.algebra import from_canonical, to_canonical
+from spectrim.network.calling import unwrap
+from spectrim.core.plan import Option, Plan
+from spectrim.network.build import build, original_bias, working_weight
+from spectrim.network.surgery import duplicate, module_of, replace_module
 
 FORMAT = "spectrim-distortion-2"
 

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from spectrim.accuracy import check_labels
-from spectrim.layer import call, evaluation_mode, tensors_of, unwrap
+from spectrim.network.accuracy import check_labels
+from spectrim.network.calling import call, evaluation_mode, tensors_of, unwrap
 from spectrim.train.batches import Tensors, augment, check_batch, place, tell_epoch
 from spectrim.train.distort import Distortion
 

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spectrim.accuracy import check_labels
-from spectrim.factorize._base import from_canonical
-from spectrim.layer import call, evaluation_mode, tensors_of
-from spectrim.plan import Plan
-from spectrim.report import Curve
-from spectrim.surgery import duplicate, module_of, working_weight
+from spectrim.network.accuracy import check_labels
+from spectrim.factorize.algebra import from_canonical
+from spectrim.network.calling import call, evaluation_mode, tensors_of
+from spectrim.core.plan import Plan
+from spectrim.core.records import Curve
+from spectrim.network.build import working_weight
+from spectrim.network.surgery import duplicate, module_of
 from spectrim.train.distort import Distortion
 
 

@@ -1,0 +1,182 @@
+"""The interface of every decomposition, and what it works with: ranks, moments, whether it fits.
+
+Canonical form. Weights are handled as (g, T, S, *kernel): groups first, then output and input channels of one group.
+A transposed convolution is the same thing with its kernel flipped, acting on an input with zeros between its pixels. So
+one piece of algebra serves every geometry, and grouped convolutions are factorized per group.
+
+Norm. With C the covariance of the lowered input (n, n) and G the second moment of the loss gradient at the output (T, T),
+changing the kernel by D costs about 1/2 tr(G D C D^T) nats. This is the currency in which all decompositions compete.
+Without moments the currency is the squared error of the weight, relative to the weight's own norm.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from spectrim.core.cost import Cost
+from spectrim.core.layer import Layer
+
+Rank = int | tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Whether a decomposition can take a layer: true or false, and the reason why not."""
+
+    reason: str = ""
+
+    def __bool__(self) -> bool:
+        """Return whether it can."""
+        return not self.reason
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What calibration says about one layer, per group (g groups, T outputs, n lowered inputs of one group).
+
+    Attributes:
+        count: Sampled positions behind `covariance`.
+        response: Covariance of the output, (g, T, T).
+        gradient: Second moment of the loss gradient at the output, summed over the positions of one example, (g, T, T).
+        covariance: Covariance of the lowered input, (g, n, n); None where n is too large to keep it.
+        mean: Mean of the lowered input, (g, n); None where `covariance` is.
+        response_mean: Mean of the output, bias included, (g, T).
+    """
+
+    count: int
+    response: Tensor
+    gradient: Tensor
+    covariance: Tensor | None
+    mean: Tensor | None
+    response_mean: Tensor
+
+
+class Factorization(ABC):
+    """A decomposition: the small layers that replace a layer, their weights, and the way back to a dense kernel.
+
+    Subclasses are frozen dataclasses whose fields are the options of the method. `weight` is always canonical,
+    (g, T, S, *kernel), and so are the factors: one for each part that has a weight. A layer of a network is handed over as its
+    `Layer.convolution`: a linear layer on a flattened feature map is the convolution that covers it.
+    """
+
+    title: ClassVar[str]
+    reference: ClassVar[str]
+    response_only: ClassVar[bool] = False  # whether it needs no input covariance
+
+    @abstractmethod
+    def fits(self, layer: Layer) -> Fit:
+        """Return whether the method can take the layer, and if not why."""
+
+    @abstractmethod
+    def full_rank(self, layer: Layer) -> Rank:
+        """Return the smallest rank at which the factorization is exact (for CP a bound)."""
+
+    @abstractmethod
+    def candidates(self, layer: Layer) -> list[Rank]:
+        """Return the ranks worth considering, ascending, whether or not they pay."""
+
+    @abstractmethod
+    def parts(self, layer: Layer, rank: Rank) -> tuple[Layer, ...]:
+        """Return the layers that replace `layer` at this rank; the single source of structure and cost."""
+
+    @abstractmethod
+    def factors(self, weight: Tensor, rank: Rank, moments: Moments | None = None) -> tuple[Tensor, ...]:
+        """Return the canonical weight of each weighted part, the best the method knows in the norm of `moments`."""
+
+    def followed(
+        self, weight: Tensor, rank: Rank, last: Sequence[Tensor], moments: Moments | None = None
+    ) -> tuple[Tensor, ...]:
+        """Return the factors of a weight that has changed little since it had the factors `last`.
+
+        A method with a closed form has no use for them; an iterative one starts there.
+        """
+        return self.factors(weight, rank, moments)
+
+    @abstractmethod
+    def merge(self, factors: Sequence[Tensor]) -> Tensor:
+        """Return the dense canonical kernel (g, T, S, *kernel) that the factors multiply out to."""
+
+    @abstractmethod
+    def losses(self, weight: Tensor, ranks: Sequence[Rank], moments: Moments | None = None) -> list[float]:
+        """Return the predicted harm of each rank: nats with moments, relative squared weight error without."""
+
+    def ranks(self, layer: Layer) -> list[Rank]:
+        """Return the ranks that pay: fewer parameters and fewer MACs than the layer itself."""
+        return [rank for rank in self.candidates(layer) if pays(self.cost(layer, rank), layer.cost)]
+
+    def cost(self, layer: Layer, rank: Rank) -> Cost:
+        """Return the cost of the parts."""
+        return sum((part.cost for part in self.parts(layer, rank)), Cost(0, 0))
+
+    def check(self, layer: Layer, rank: Rank) -> None:
+        """Check that this rank of this method exists for the layer.
+
+        Raises:
+            TypeError: If the rank is neither a whole number nor a tuple of them.
+            ValueError: If the method does not fit the layer or the rank is out of range.
+        """
+        fit = self.fits(layer)
+        if not fit:
+            raise ValueError(f"{self.title} does not fit layer {layer.name!r}: {fit.reason}")
+        full = self.full_rank(layer)
+        given, limits = as_tuple(rank), as_tuple(full)
+        if not all(isinstance(number, int) and not isinstance(number, bool) for number in given):
+            raise TypeError(f"rank {rank!r} of layer {layer.name!r} is not a whole number or a tuple of them")
+        if len(given) != len(limits):
+            raise ValueError(f"rank {rank} of layer {layer.name!r}: {self.title} takes {len(limits)} rank(s), such as {full}")
+        if any(not 1 <= number <= limit for number, limit in zip(given, limits, strict=True)):
+            raise ValueError(f"rank {rank} of layer {layer.name!r} is out of range; {self.title} allows 1 to {full}")
+
+
+def as_tuple(rank: Rank) -> tuple[int, ...]:
+    """Return the rank as a tuple, also when it is one number."""
+    return tuple(rank) if isinstance(rank, (tuple, list)) else (rank,)
+
+
+def pays(cost: Cost, original: Cost) -> bool:
+    """Return whether a replacement is below break-even in parameters and in MACs."""
+    return cost.params < original.params and cost.macs < original.macs
+
+
+def describe(method: Factorization) -> str:
+    """Return the method as written in code, such as `SpatialSVD(axis=1)`; default options are left out."""
+    values = asdict(method)  # type: ignore[call-overload]
+    options = [f"{f.name}={values[f.name]!r}" for f in fields(method) if values[f.name] != f.default]  # type: ignore[arg-type]
+    return f"{type(method).__name__}({', '.join(options)})" if options else type(method).__name__
+
+
+def parse(name: str, options: dict[str, Any] | None = None, module: str = "") -> Factorization:
+    """Return the method of this name: a subclass of `Factorization` in memory, ours or a third party's.
+
+    Args:
+        name: Name of the class.
+        options: Its fields, where they differ from the defaults.
+        module: Where the class was defined; decides among classes of one name, and is told where there is none.
+
+    Raises:
+        ValueError: If there is no such method or it does not take the options.
+    """
+    kinds = {f"{kind.__module__}:{kind.__name__}": kind for kind in _subclasses(Factorization)}
+    named = [kind for kind in kinds.values() if kind.__name__ == name]
+    if not named:
+        where = f"it was defined in the module {module!r}; import that first" if module else f"allowed are {_ours(kinds)}"
+        raise ValueError(f"there is no decomposition {name!r}; {where}")
+    try:
+        return kinds.get(f"{module}:{name}", named[-1])(**options or {})
+    except TypeError as error:
+        raise ValueError(f"{name} does not take the options {options}") from error
+
+
+def _ours(kinds: Mapping[str, type[Factorization]]) -> str:
+    return ", ".join(kind.__name__ for kind in kinds.values() if kind.__module__.startswith("spectrim."))
+
+
+def _subclasses(kind: Any) -> Iterator[type[Factorization]]:
+    for below in kind.__subclasses__():
+        yield below
+        yield from _subclasses(below)

@@ -1,0 +1,369 @@
+"""What a report is made of: frozen records, written as JSON with a schema version, and read back."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from html import escape
+from typing import Any, Literal
+
+from spectrim.core.cost import Cost
+
+SCHEMA = 2  # of report.json; 1 is that of version 0.1.0, which did not say so
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer: what was chosen, its cost before and after (MACs of one example), predicted harm, and how it was fitted."""
+
+    layer: str
+    kind: str
+    shape: tuple[int, ...]
+    method: str
+    rank: int | tuple[int, ...]
+    params_before: int
+    params_after: int
+    macs_before: int
+    macs_after: int
+    harm: float
+    fitted: str = ""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Scores between 0 and 1 before and after, and the drop in points.
+
+    `standard_error` is that of the drop, in points, paired over the `examples`; None where evaluate returns a number only.
+    """
+
+    before: float
+    after: float
+    standard_error: float | None = None
+    examples: int | None = None
+
+    @property
+    def drop(self) -> float:
+        """Points lost."""
+        return 100 * (self.before - self.after)
+
+    def text(self) -> str:
+        """Return the three numbers in words."""
+        error = "" if self.standard_error is None else f" +- {self.standard_error:.2f}"
+        count = "" if self.examples is None else f", {self.examples:,} images"
+        return f"{100 * self.before:.2f} -> {100 * self.after:.2f} (drop {self.drop:.2f}{error} points{count})"
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one forward of the example's batch: median and quartiles over the runs."""
+
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    runs: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """How far the plan's prediction can be trusted, and which layers' harms belong together.
+
+    Attributes:
+        predicted: Harm of the chosen options before the refit, interactions included.
+        layers: The replaced layers.
+        marginal: Harm that restoring each layer alone would take away from the compressed network.
+        partners: Matrix (layers x layers), symmetric: harm that two layers do together beyond what each does alone; negative
+            where one pays back what the other does. The diagonal is what each does alone.
+    """
+
+    predicted: float
+    layers: tuple[str, ...]
+    marginal: tuple[float, ...]
+    partners: tuple[tuple[float, ...], ...]
+
+    def strongest(self, count: int = 3) -> list[tuple[str, str, float]]:
+        """Return the pairs with the largest shared harm, by magnitude."""
+        pairs = [
+            (first, second, self.partners[i][j])
+            for i, first in enumerate(self.layers)
+            for j, second in enumerate(self.layers[:i])
+        ]
+        return sorted(pairs, key=lambda pair: -abs(pair[2]))[:count]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Loss along W + t (W_r - W), the way from the kernels to their low-rank reconstructions.
+
+    Attributes:
+        label: What was measured, such as "before training".
+        distance: Of the reconstructions, relative to the norm of all planned kernels.
+        t: From 0, the network itself, to 1, all planned kernels at their low-rank reconstruction.
+        loss: Mean cross-entropy in nats at each t.
+        error: Standard error of each loss.
+        accuracy: Top-1 fraction at each t.
+        examples: How many images.
+    """
+
+    label: str
+    distance: float
+    t: tuple[float, ...]
+    loss: tuple[float, ...]
+    error: tuple[float, ...]
+    accuracy: tuple[float, ...]
+    examples: int
+
+
+@dataclass(frozen=True)
+class Try:
+    """One budget that MaxDrop tried.
+
+    Attributes:
+        kept: Fraction of the budget's metric that the plan keeps.
+        drop: Points lost.
+        harm: Predicted harm of the plan.
+    """
+
+    kept: float
+    drop: float
+    harm: float
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the command line had the network and the images from: what it takes to find them again.
+
+    Attributes:
+        model: Model spec.
+        data: Data spec of the test images.
+        weights: Weight file, or None.
+        input, mean, std: Input shape and normalisation as typed, or None.
+        calibration, selection: Data specs, or None where images of `data` served.
+        folder: Folder that relative paths start from.
+    """
+
+    model: str
+    data: str
+    weights: str | None = None
+    input: str | None = None
+    mean: str | None = None
+    std: str | None = None
+    calibration: str | None = None
+    selection: str | None = None
+    folder: str = ""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training did.
+
+    Attributes:
+        recipe: How, as settings.
+        steps: Optimizer steps.
+        loss: Mean training loss of each epoch.
+        seconds: Wall-clock time.
+        images: How many images an epoch has.
+        distortions: How often kernels were distorted.
+        distortion_seconds: Part of the seconds that went into that.
+        accuracy: Top-1 fractions by what they were measured on.
+        schedule: When kernels were distorted, as settings.
+    """
+
+    recipe: Mapping[str, Any]
+    steps: int
+    loss: tuple[float, ...]
+    seconds: float
+    images: int = 0
+    distortions: int = 0
+    distortion_seconds: float = 0.0
+    accuracy: Mapping[str, float] = field(default_factory=dict)
+    schedule: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """The account of one compression or training.
+
+    Attributes:
+        budget: What was asked, in words.
+        before, after: Cost of the whole network.
+        rows: One per layer that could be factorized.
+        skipped: The other weighted modules and why.
+        predicted_harm: Sum of the chosen options' harms, without refit, in `harm_unit`; None if nothing was predicted.
+        measured_harm: KL divergence of the outputs on calibration images (nats), or relative squared error; None without any.
+        harm_unit: `nats`, `relative squared error`, the user's harm by name, or without data `relative squared weight error`.
+        task: What was done: `compressed`, `trained for low rank` or `trained`.
+        interactions: Prediction with interactions, marginal harms and partners; None without calibration data.
+        selection: Score on the data that decisions were made on; None without evaluate.
+        test: Score on data read once, for this report; None unless given.
+        latency: Measured time before and after.
+        seconds: Wall-clock time of each stage.
+        passes: How often the network was run over the calibration set, by direction.
+        tries: For MaxDrop, every budget tried.
+        training: What a training did; `selection` is from before that.
+        flatness: Loss along the way from the weights to their low-rank reconstruction, before and after training.
+        images: How many calibration images statistics and refit used.
+        notes: What a reader must know.
+        config: The settings that decide the result.
+        versions: Of this package and of torch.
+        source: Where the command line had everything from; None in Python.
+    """
+
+    budget: str
+    before: Cost
+    after: Cost
+    rows: tuple[Row, ...]
+    skipped: Mapping[str, str]
+    predicted_harm: float | None
+    measured_harm: float | None
+    harm_unit: str
+    task: Literal["compressed", "trained for low rank", "trained"] = "compressed"
+    interactions: Interactions | None = None
+    selection: Score | None = None
+    test: Score | None = None
+    latency: tuple[Latency, Latency] | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    passes: Mapping[str, float] = field(default_factory=dict)
+    tries: tuple[Try, ...] = ()
+    training: Training | None = None
+    flatness: tuple[Curve, ...] = ()
+    images: int = 0
+    notes: tuple[str, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    source: Source | None = None
+
+    @property
+    def kept(self) -> tuple[float, float]:
+        """Fractions of params and MACs that remain."""
+        return self.after.params / max(self.before.params, 1), self.after.macs / max(self.before.macs, 1)
+
+    @property
+    def title(self) -> str:
+        """What was done, in words."""
+        if self.task == "compressed":
+            return f"Compressed to {self.budget}"
+        return f"Trained for {self.budget}" if self.task == "trained for low rank" else "Ordinary training"
+
+    def to_json(self) -> str:
+        """Return everything as indented JSON."""
+        data = {"schema": SCHEMA, **asdict(self)}
+        for name in ("selection", "test"):
+            score = getattr(self, name)
+            if score is not None:
+                data[name]["drop"] = score.drop
+        data["kept"] = {"params": self.kept[0], "macs": self.kept[1]}
+        return json.dumps(data, indent=1) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> Report:
+        """Read `to_json`'s text, also that of version 0.1.0.
+
+        Raises:
+            ValueError: If the text is no report, or one of a newer version.
+        """
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"the report is no JSON: {error}") from error
+        schema = data.get("schema", 1) if isinstance(data, dict) else None
+        if not isinstance(schema, int) or "before" not in data:
+            raise ValueError("the text is no report: it has no 'before'")
+        if schema > SCHEMA:
+            raise ValueError(f"the report has schema {schema}, and this version reads up to {SCHEMA}; install a newer spectrim")
+        try:
+            return _report(data if schema == SCHEMA else _upgraded(data))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"the report is incomplete or has a field of the wrong kind: {error!r}") from error
+
+    def _repr_html_(self) -> str:
+        """Return a plain table for notebooks."""
+        rows = [
+            ("parameters", f"{self.before.params:,}", f"{self.after.params:,}", f"{100 * self.kept[0]:.1f} % kept"),
+            ("MACs", f"{self.before.macs:,}", f"{self.after.macs:,}", f"{100 * self.kept[1]:.1f} % kept"),
+        ]
+        for name, score in (("score, selection", self.selection), ("score, test", self.test)):
+            if score is not None:
+                rows.append((name, f"{100 * score.before:.2f}", f"{100 * score.after:.2f}", f"{score.drop:.2f} points lost"))
+        cells = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+        return f"<table><caption>{escape(self.title)}</caption><tr><th></th><th>before</th><th>after</th><th></th></tr>{cells}</table>"
+
+    def lines(self) -> list[str]:
+        """Return the findings, a line each. Deprecated: print the `Result`, or use `spectrim.report.lines`."""
+        return _moved("lines")(self)  # type: ignore[no-any-return]
+
+    def table(self) -> Any:
+        """Return the layers as a terminal table. Deprecated: use `spectrim.report.table`."""
+        return _moved("table")(self)
+
+    def to_html(self) -> str:
+        """Return one page. Deprecated: use `spectrim.report.page`."""
+        return _moved("page")(self)  # type: ignore[no-any-return]
+
+    @property
+    def probes(self) -> tuple[tuple[float, float], ...]:
+        """Kept fraction and drop of every budget tried. Deprecated: use `tries`."""
+        warnings.warn("Report.probes is now Report.tries", DeprecationWarning, stacklevel=2)
+        return tuple((found.kept, found.drop) for found in self.tries)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Return what is now `config`, `versions`, `images`, `notes` and `source`. Deprecated."""
+        warnings.warn("Report.settings is now Report.config, versions, images, notes and source", DeprecationWarning, stacklevel=2)
+        found = {"config": dict(self.config), "torch": self.versions.get("torch", ""), "calibration images": self.images}
+        return found | {"note": "; ".join(self.notes)} | ({"source": asdict(self.source)} if self.source else {})
+
+
+def _moved(name: str) -> Any:
+    """Return a function of `spectrim.report`, which stands above this file, for names that were methods of `Report`."""
+    warnings.warn(f"this method of Report is now the function spectrim.report.{name}", DeprecationWarning, stacklevel=3)
+    return getattr(importlib.import_module("spectrim.report"), name)
+
+
+def _report(data: Mapping[str, Any]) -> Report:
+    """Return the report of JSON data of the present schema; fields that it does not know are left out."""
+    values = {f.name: data[f.name] for f in fields(Report) if f.name in data}
+    for name, kind in (("before", Cost), ("after", Cost), ("source", Source), ("training", Training)):
+        values[name] = None if values.get(name) is None else _record(kind, values[name])
+    for name in ("selection", "test"):
+        values[name] = None if values.get(name) is None else _record(Score, values[name])
+    for name, kind in (("rows", Row), ("tries", Try), ("flatness", Curve)):
+        values[name] = tuple(_record(kind, item) for item in values.get(name, ()))
+    values["notes"] = tuple(values.get("notes", ()))
+    pair = values.get("latency")
+    values["latency"] = None if pair is None else (_record(Latency, pair[0]), _record(Latency, pair[1]))
+    found = values.get("interactions")
+    if found is not None:
+        values["interactions"] = _record(Interactions, {**found, "partners": tuple(map(tuple, found["partners"]))})
+    return Report(**values)
+
+
+def _record(kind: Any, data: Mapping[str, Any]) -> Any:
+    """Return a record of JSON data; lists are tuples in records."""
+    names = {f.name for f in fields(kind)}
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items() if key in names})
+
+
+def _upgraded(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return data of schema 1 as the present schema has it."""
+    settings = data.get("settings", {})
+    trained, told = "training" in data["budget"], data.get("training") or None
+    task = "trained for low rank" if data.get("flatness") else "trained" if trained else "compressed"
+    source = settings.get("source")
+    if source is not None:
+        missing = {"calibration": None} if source.get("calibration") == "from the data" else {}
+        source = source | missing
+    return {
+        **data,
+        "task": task,
+        "tries": [{"kept": kept, "drop": drop, "harm": 0.0} for kept, drop in data.get("probes", ())],
+        "training": told,
+        "images": settings.get("calibration images", 0),
+        "notes": [settings["note"]] if settings.get("note") else [],
+        "config": settings.get("config", {}),
+        "versions": {"spectrim": "0.1.0", "torch": settings.get("torch", "")},
+        "source": source,
+    }

@@ -1,0 +1,1 @@
+"""The only code that looks into or changes modules."""

@@ -1,0 +1,272 @@
+"""Which layers of a network can be factorized, and which cannot and why: found by running it, not by reading its code.
+
+Two runs. The first notes what every layer is called with. In the second every layer stands in a container, as its factors will,
+and the batch is there twice: a layer that is then not called, or whose network no longer runs, is reached by another way
+than its name; one whose input is not twice the same, one half behind the other, does not have the batch in dimension 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils import parametrize
+from torch.utils.hooks import RemovableHandle
+
+from spectrim.core.layer import Layer, Shape
+from spectrim.network.calling import (
+    CONVOLUTIONS,
+    Example,
+    STOCK,
+    TRANSPOSED,
+    batch_size,
+    call,
+    doubled,
+    evaluation_mode,
+    unwrap,
+)
+
+BATCH = "its input {shape} does not have the batch of {batch} in dimension 0"
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The layers that can be factorized, and the weighted modules that cannot, each with its reason."""
+
+    layers: tuple[Layer, ...]
+    skipped: dict[str, str]
+
+
+def survey(model: nn.Module, example: Example) -> Survey:
+    """List what can be factorized, in order of execution, and what cannot, with the reason.
+
+    Args:
+        model: Any eager network; wrappers are looked through. It is not changed.
+        example: A batch of inputs, or a tuple or dict of tensors for several inputs.
+
+    Returns:
+        The layers in the order of their first call, and a reason for every other module with a weight matrix.
+
+    Raises:
+        TypeError: If the model is no eager `nn.Module`.
+        ValueError: If the example, or the same batch twice, does not go through the model.
+    """
+    model = unwrap(model)
+    batch = batch_size(example)
+    seen: dict[str, list[Shape]] = {}
+    images: dict[str, list[Shape]] = {}
+    refused: dict[str, str] = {}
+    candidates = {name: module for name, module in model.named_modules() if _has_matrix(module)}
+    owners: dict[int, list[str]] = {}
+    for name, module in candidates.items():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                owners.setdefault(id(parameter), []).append(name)
+    handles = []
+    for name, module in candidates.items():
+        reason = _refusal(module) or _sharing(name, module, owners) or ("" if name else "it is the whole network")
+        if reason:
+            refused[name] = reason
+        else:
+            handles.append(module.register_forward_hook(_recorder(name, batch, seen, refused), with_kwargs=True))
+    handles += _watched(model, {name for name, module in candidates.items() if isinstance(module, nn.Linear)}, images)
+    try:
+        with evaluation_mode(model), torch.no_grad():
+            call(model, example)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise ValueError(f"the example does not go through the model: {_first_line(error)}") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name in candidates:
+        if name not in seen and name not in refused:
+            refused[name] = "the forward of the example never calls it (its weight may be read directly, or not at all)"
+    standing = {name: candidates[name] for name in seen if name not in refused}
+    refused |= _misplaced(model, standing, example, {name: len(inputs) for name, inputs in seen.items()})
+    layers = tuple(_describe(name, candidates[name], seen[name], images) for name in seen if name not in refused)
+    return Survey(layers, {name: refused[name] for name in candidates if name in refused})
+
+
+def find_layers(model: nn.Module, example: Example) -> tuple[Layer, ...]:
+    """Return the layers that can be factorized, in order of execution; see `survey` for the others."""
+    return survey(model, example).layers
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _has_matrix(module: nn.Module) -> bool:
+    if isinstance(module, STOCK) or parametrize.is_parametrized(module):
+        return True
+    return any(p is not None and (isinstance(p, UninitializedParameter) or p.ndim >= 2) for p in module._parameters.values())
+
+
+def _refusal(module: nn.Module) -> str:
+    """Return why the module can never be replaced, or nothing."""
+    base = next((kind for kind in STOCK if isinstance(module, kind)), None)
+    if base is None:
+        return f"{type(module).__name__} is neither a convolution nor a linear layer"
+    if parametrize.is_parametrized(module):
+        return "its weight is parametrized; torch.nn.utils.parametrize.remove_parametrizations makes it plain"
+    weight = module._parameters.get("weight")
+    if weight is None:
+        return "its weight is computed by a hook (such as the old weight_norm); remove the hook to make it plain"
+    if isinstance(weight, UninitializedParameter):
+        return "it is lazy and has no weight yet; run the model once"
+    if not weight.is_floating_point():
+        return f"its weight is {weight.dtype}; only real floating-point weights can be factorized"
+    if "forward" in vars(module):
+        return "its forward was set on the module itself, so a stock layer may not equal it"
+    for method in ("forward", "_conv_forward"):
+        if getattr(type(module), method, None) is not getattr(base, method, None):
+            return f"{type(module).__name__} overrides {base.__name__}.{method}, so a stock layer may not equal it"
+    return ""
+
+
+def _sharing(name: str, module: nn.Module, owners: dict[int, list[str]]) -> str:
+    for kind, parameter in module._parameters.items():
+        others = [other for other in owners.get(id(parameter), []) if other != name]
+        if others:
+            return f"it shares its {kind} with {others[0]}"
+    return ""
+
+
+class _StandIn(nn.Sequential):
+    """Holds a layer as a factorized one's container will, and notes whether its inputs are the batch twice."""
+
+    def __init__(self, layer: nn.Module, batch: int) -> None:
+        super().__init__(layer)
+        self.batch, self.calls, self.twice = batch, 0, True
+        self.shape: Shape = ()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Note and answer."""
+        self.shape = tuple(x.shape)
+        self.calls += len(x) // (2 * self.batch)
+        if self.twice and len(x) % 2 == 0:
+            first, second = x.detach().float().nan_to_num().chunk(2)
+            self.twice = bool((first - second).norm() <= 1e-2 * first.norm())
+        return super().forward(x)  # type: ignore[no-untyped-call,no-any-return]
+
+
+def _misplaced(model: nn.Module, layers: Mapping[str, nn.Module], example: Example, calls: Mapping[str, int]) -> dict[str, str]:
+    """Return the layers that cannot be replaced where they stand, or whose inputs are no batches, with the reason."""
+    batch = batch_size(example)
+    twice = doubled(_varied(example))
+    refused: dict[str, str] = {}
+    try:
+        found = _stood_in(model, layers, twice, batch)
+    except Exception:
+        try:
+            _stood_in(model, {}, twice, batch)
+        except Exception as error:
+            message = f"the example goes through the model, but the same batch twice does not: {_first_line(error)}"
+            raise ValueError(message) from error
+        for name, module in layers.items():
+            try:
+                _stood_in(model, {name: module}, twice, batch)
+            except Exception as error:
+                refused[name] = f"the network does not run with another module in its place: {_first_line(error)}"
+        found = _stood_in(model, {name: layers[name] for name in layers if name not in refused}, twice, batch)
+    for name, standin in found.items():
+        if not standin.shape:
+            refused[name] = "the forward calls it by another way than its name (such as a plain list), so it cannot be replaced"
+        elif not standin.twice or standin.calls != calls[name]:
+            refused[name] = BATCH.format(shape=standin.shape, batch=2 * batch)
+    return refused
+
+
+def _stood_in(model: nn.Module, layers: Mapping[str, nn.Module], example: Example, batch: int) -> dict[str, _StandIn]:
+    """Run the network with these layers in containers; put everything back as it was."""
+    standins = {name: _StandIn(layer, batch) for name, layer in layers.items()}
+    held = {id(layer): standins[name] for name, layer in layers.items()}
+    places = [(parent, key, child) for parent in model.modules() for key, child in parent._modules.items() if id(child) in held]
+    try:
+        for parent, key, child in places:
+            parent._modules[key] = held[id(child)]
+        with evaluation_mode(model), torch.no_grad():
+            call(model, example)
+    finally:
+        for parent, key, child in places:
+            parent._modules[key] = child
+    return standins
+
+
+def _varied(example: Example) -> Example:
+    """Return the batch with numbers in place of constants, which would look the same in every order."""
+    if isinstance(example, dict):
+        return {key: _varied(value) for key, value in example.items()}  # type: ignore[misc]
+    if not isinstance(example, Tensor):
+        return tuple(_varied(value) for value in example)  # type: ignore[misc]
+    if not example.is_floating_point() or bool((example != example.flatten()[0]).any()):
+        return example
+    return torch.linspace(0, 1, example.numel(), device=example.device).to(example.dtype).view(example.shape)
+
+
+def _recorder(name: str, batch: int, seen: dict[str, list[Shape]], refused: dict[str, str]) -> Any:
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
+            refused[name] = "it is called with more than its input (such as output_size)"
+            return
+        shape = tuple(args[0].shape)
+        unbatched = isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)) and len(shape) == len(module.kernel_size) + 1
+        if unbatched or len(shape) < 2 or shape[0] % batch:
+            refused[name] = BATCH.format(shape=shape, batch=batch)
+            return
+        seen.setdefault(name, []).extend([shape[1:]] * (shape[0] // batch))
+
+    return record
+
+
+def _watched(model: nn.Module, names: set[str], images: dict[str, list[Shape]]) -> list[RemovableHandle]:
+    """Note, of each call of the linear layers of these names, the feature map that was flattened into its input, or ()."""
+    last: list[Shape] = [()]  # what the last module has returned, with the batch
+
+    def note(name: str, args: tuple[Any, ...]) -> None:
+        x = args[0] if args and isinstance(args[0], Tensor) else torch.empty(0)
+        maps = [tuple(x._base.shape)] if x._base is not None else []  # what it is a view of
+        fitting = [shape for shape in (*maps, last[0]) if 2 < len(shape) < 6 and math.prod(shape[2:]) > 1]
+        fitting = [shape for shape in fitting if x.ndim == 2 and shape[0] == len(x) and math.prod(shape[1:]) == x.shape[1]]
+        images.setdefault(name, []).append(fitting[0][1:] if fitting else ())
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.ndim > 2:
+            last[0] = tuple(output.shape)
+
+    handles = []
+    for name, module in model.named_modules():
+        if name in names:
+            handles.append(module.register_forward_pre_hook(lambda module, args, name=name: note(name, args)))
+        handles.append(module.register_forward_hook(keep))
+    return handles
+
+
+def _describe(name: str, module: nn.Module, inputs: list[Shape], images: dict[str, list[Shape]]) -> Layer:
+    weight, bias = tuple(module.weight.shape), module.bias is not None  # type: ignore[arg-type]
+    if isinstance(module, nn.Linear):
+        image = images[name][0] if len(set(images[name])) == 1 else ()
+        return Layer(name, "Linear", weight, tuple(inputs), bias=bias, image=image)
+    assert isinstance(module, (*CONVOLUTIONS, *TRANSPOSED))
+    kind = next(base.__name__ for base in STOCK if isinstance(module, base))
+    padding = module.padding
+    if isinstance(padding, str):
+        padding = "same" if padding == "same" else (0,) * len(module.kernel_size)
+    return Layer(
+        name,
+        kind,
+        weight,
+        tuple(inputs),
+        tuple(module.stride),
+        padding if isinstance(padding, str) else tuple(padding),
+        tuple(module.output_padding) if isinstance(module, TRANSPOSED) else (),
+        tuple(module.dilation),
+        module.padding_mode,
+        module.groups,
+        bias,
+    )

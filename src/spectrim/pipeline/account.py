@@ -1,0 +1,219 @@
+"""Step four, account: what was done, what it cost and what it took. The one place where reports are put together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from spectrim.core.cost import Budget
+from spectrim.core.plan import Option, Plan
+from spectrim.core.progress import Spent
+from spectrim.core.records import Curve, Interactions, Report, Row, Score, Source, Training, Try
+from spectrim.network.accuracy import Evaluate, Scorer
+from spectrim.network.build import factorized
+from spectrim.network.calling import Example, count, undisturbed
+from spectrim.network.counting import cost
+from spectrim.network.survey import Survey, survey
+from spectrim.pipeline.config import Config
+from spectrim.pipeline.prepare import Prepared
+from spectrim.pipeline.realize import Realized
+from spectrim.sensitivity.measured import measured_harm
+from spectrim.sensitivity.sketch import quadratic_model
+from spectrim.targets.torch import measure
+from spectrim.version import __version__
+
+HARM_IMAGES = 512  # calibration images on which the outputs of the two networks are compared
+
+
+@undisturbed()
+def account(
+    prepared: Prepared,
+    plan: Plan,
+    realized: Realized,
+    evaluate: Evaluate | Scorer | Score | None = None,
+    *,
+    budget: Budget | None = None,
+    tries: Sequence[Try] = (),
+) -> Report:
+    """Compare a compressed network with the original: costs, harm, interactions, scores, time.
+
+    Args:
+        prepared: From `prepare`.
+        plan: From `choose`.
+        realized: From `realize`.
+        evaluate: From a network to its score, larger is better; or the score, if it is known already.
+        budget: What was asked; None for a plan of one's own.
+        tries: Budgets tried on the way.
+
+    Raises:
+        ValueError: If evaluate fails, or returns no finite number.
+    """
+    small, ledger = realized.model, prepared.ledger()
+    after = cost(small, prepared.example)
+    if after != plan.cost:
+        raise AssertionError(f"the built network costs {after}, the plan says {plan.cost}; please report this")
+    score = evaluate if isinstance(evaluate, Score) or evaluate is None else None
+    if score is None and evaluate is not None:
+        with ledger.stage("evaluate"):
+            scorer = evaluate if isinstance(evaluate, Scorer) else Scorer(evaluate, prepared.model)  # type: ignore[arg-type]
+            score = scorer.score(small)
+    harm, joint = None, None
+    if prepared.moments is not None:
+        seen = prepared.calibration[: max(1, HARM_IMAGES // prepared.config.batch)]
+        with ledger.stage("report"):
+            harm = measured_harm(prepared.model, small, seen, prepared.harm)
+            if plan and prepared.config.gradient:
+                joint = interactions(prepared, plan, small, seen)
+    with ledger.stage("latency"):
+        old, new = measure([prepared.model, small], prepared.example)
+    spent = prepared.spent + plan.spent + realized.spent + ledger.spent
+    return Report(
+        str(budget) if budget is not None else "the given plan",
+        prepared.original,
+        after,
+        _rows(prepared.survey, plan, realized.decisions),
+        prepared.survey.skipped,
+        plan.harm,
+        harm,
+        prepared.harm_unit,
+        interactions=joint,
+        selection=score,
+        latency=(old, new),
+        seconds=spent.seconds,
+        passes=spent.passes,
+        tries=tuple(tries),
+        images=count(prepared.calibration),
+        notes=_notes(prepared),
+        config=prepared.config.settings(),
+        versions=_versions(),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What a training made, for its report.
+
+    Attributes:
+        original: The network before it.
+        model: The network after it, and after the decomposition.
+        plan: What was decomposed; empty for ordinary training.
+        training: What the training did.
+        curves: Loss towards low rank, before and after.
+        test: Score on data read once.
+        spent: What choosing the plan took.
+    """
+
+    original: nn.Module
+    model: nn.Module
+    plan: Plan
+    training: Training
+    curves: tuple[Curve, ...]
+    test: Score
+    spent: Spent
+
+
+@undisturbed()
+def account_training(trained: Trained, example: Example, config: Config, *, budget: Budget | None = None) -> Report:
+    """Compare a trained network with the one before; nothing was predicted of it.
+
+    Args:
+        trained: What there is.
+        example: A batch of inputs.
+        config: How the plan was chosen.
+        budget: What was asked; None for a given plan, and for ordinary training.
+    """
+    found, plan = survey(trained.original, example), trained.plan
+    latency = measure([trained.original, trained.model], example) if plan else None
+    return Report(
+        str(budget) if budget is not None else "the given plan" if plan else "ordinary training",
+        plan.original,
+        cost(trained.model, example),
+        _rows(found, plan, {}),
+        found.skipped,
+        None,
+        None,
+        "nats",
+        task="trained for low rank" if plan else "trained",
+        test=trained.test,
+        latency=None if latency is None else (latency[0], latency[1]),
+        seconds={**trained.spent.seconds, "training": trained.training.seconds},
+        passes=trained.spent.passes,
+        training=trained.training,
+        flatness=trained.curves,
+        config=config.settings(),
+        versions=_versions(),
+    )
+
+
+def complete(
+    report: Report,
+    *,
+    test: Score | None = None,
+    training: Training | None = None,
+    source: Source | None = None,
+    notes: Sequence[str] = (),
+) -> Report:
+    """Return a report with what only its caller knows.
+
+    Args:
+        report: From `account` or `account_training`.
+        test: Score on data read once.
+        training: Fine-tuning after the compression.
+        source: Where the network and the images came from.
+        notes: What a reader must know.
+    """
+    seconds = report.seconds if training is None else {**report.seconds, "fine-tuning": training.seconds}
+    return replace(
+        report,
+        test=test or report.test,
+        training=training or report.training,
+        source=source,
+        notes=(*report.notes, *notes),
+        seconds=seconds,
+    )
+
+
+def interactions(prepared: Prepared, plan: Plan, small: nn.Module, batches: Sequence[Example]) -> Interactions:
+    """Return what interactions say of a plan: the prediction around the original network, the rest around the compressed one."""
+    model, moments, harm = prepared.model, prepared.moments, prepared.harm
+    assert moments is not None
+    before = [(name, factorized(option, model.get_submodule(name), moments[name])) for name, option in plan.items()]
+    after = [(name, model.get_submodule(name)) for name in plan]
+    ahead = quadratic_model(model, model, before, batches, harm=harm)
+    back = quadratic_model(model, small, after, batches, harm=harm)
+    every = range(len(plan))
+    return Interactions(
+        ahead.harm(every),
+        tuple(plan),
+        tuple(back.base - back.harm([index]) for index in every),
+        tuple(tuple(float(value) for value in row) for row in back.gram),
+    )
+
+
+def _rows(found: Survey, plan: Plan, decisions: Mapping[str, str]) -> tuple[Row, ...]:
+    """Return a row per layer, in order of execution."""
+    rows = []
+    for layer in found.layers:
+        option = plan.choices.get(layer.name, Option(layer))
+        costs = (layer.cost.params, option.cost.params, layer.cost.macs, option.cost.macs)
+        what = (layer.name, layer.kind, layer.weight, option.title, option.rank)
+        rows.append(Row(*what, *costs, option.harm, decisions.get(layer.name, "")))
+    return tuple(rows)
+
+
+def _notes(prepared: Prepared) -> tuple[str, ...]:
+    """Return what the user should know about the rank selection."""
+    search, found = prepared.config.search, count(prepared.further)
+    if not search.images or prepared.moments is None or 4 * found >= search.images:
+        return ()
+    return (
+        f"{search.title} had too little to measure on and chose by predictions alone: it wants {search.images:,} images beyond "
+        f"the calibration's {count(prepared.calibration):,}, and found {found:,}",
+    )
+
+
+def _versions() -> dict[str, str]:
+    return {"spectrim": __version__, "torch": torch.__version__}

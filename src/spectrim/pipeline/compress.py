@@ -1,0 +1,96 @@
+"""compress(): the whole story in four steps. prepare -> choose -> realize -> account."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from spectrim.core.cost import Budget, BudgetError, Keep, MaxDrop
+from spectrim.core.plan import Plan
+from spectrim.core.records import Report
+from spectrim.network.accuracy import Evaluate, Scorer
+from spectrim.network.calling import Example, undisturbed
+from spectrim.pipeline.account import account
+from spectrim.pipeline.choose import choose
+from spectrim.pipeline.config import Config
+from spectrim.pipeline.maxdrop import maxdrop
+from spectrim.pipeline.prepare import prepare
+from spectrim.pipeline.realize import realize
+from spectrim.pipeline.result import Result
+
+
+@undisturbed()
+def compress(
+    model: nn.Module,
+    example: Example,
+    *,
+    budget: Budget | None = None,
+    plan: Plan | None = None,
+    calibration: Iterable[Any] | None = None,
+    evaluate: Evaluate | None = None,
+    config: Config | None = None,
+) -> Result:
+    """Make a trained network smaller, within a budget or by a plan of one's own.
+
+    Args:
+        model: A trained network; never modified.
+        example: A batch of inputs: a tensor, or a tuple or dict of tensors; costs are counted for one example of it.
+        budget: `Keep(fraction, metric)` or `MaxDrop(points, metric)`. With a plan it is checked, and may be left out.
+        plan: A plan of one's own, such as an edited one: fitted and refitted exactly as a chosen one.
+        calibration: Iterable of inputs or (inputs, targets); no labels are needed. Without it weights are approximated
+            without looking at data.
+        evaluate: Called with a network in eval mode, returns a number, larger is better; a fraction between 0 and 1 for
+            MaxDrop, which requires it. `Accuracy` also gives the standard error.
+        config: How.
+
+    Returns:
+        The compressed network (stock torch modules only), the plan and the report.
+
+    Raises:
+        BudgetError: If the budget cannot be met (a ValueError).
+        ValueError: If something given is unusable; the text says what.
+        TypeError: If something given is of the wrong kind.
+    """
+    if not isinstance(budget, (Keep, MaxDrop)) and (plan is None or budget is not None):
+        raise TypeError(f"the budget is {budget!r}; it must be Keep(fraction, metric) or MaxDrop(points, metric)")
+    if plan is not None and not isinstance(plan, Plan):
+        raise TypeError(f"the plan is {type(plan).__name__}; it must be a Plan, such as Plan.from_json(text)")
+    if isinstance(budget, MaxDrop) and evaluate is None:
+        raise ValueError("MaxDrop needs evaluate, a function from a network to its score; give one, or use Keep")
+    prepared = prepare(model, example, calibration=calibration, config=config, plan=plan)
+    scorer = None if evaluate is None else Scorer(evaluate, prepared.model)  # what is wrong with it is known at once
+    if isinstance(budget, MaxDrop) and plan is None:
+        assert scorer is not None
+        return maxdrop(prepared, budget, scorer)
+    if plan is None:
+        assert isinstance(budget, Keep)
+        chosen = choose(prepared, budget)
+    else:
+        chosen = prepared.menu.plan([len(row.options) - 1 for row in prepared.menu.layers])
+        if isinstance(budget, Keep):
+            _check_cost(chosen, budget)
+    realized = realize(prepared, chosen)
+    report = account(prepared, chosen, realized, scorer, budget=budget)
+    if isinstance(budget, MaxDrop):
+        _check_drop(report, budget)
+    return Result(realized.model, chosen, report)
+
+
+def _check_cost(plan: Plan, budget: Keep) -> None:
+    """Raise a BudgetError if a given plan costs more than the budget given with it."""
+    kept = plan.cost.of(budget.metric) / plan.original.of(budget.metric)
+    if kept > budget.fraction + 1e-9:
+        raise BudgetError(
+            f"the given plan keeps {kept:.4f} of the {budget.metric}, more than {budget} allows; lower ranks, or leave the budget out"
+        )
+
+
+def _check_drop(report: Report, budget: MaxDrop) -> None:
+    """Raise a BudgetError if the network of a given plan loses more than the budget given with it."""
+    score = report.selection
+    if score is not None and score.drop > budget.points + 1e-9:
+        raise BudgetError(
+            f"the given plan loses {score.drop:.2f} points, more than {budget} allows; raise ranks, or leave the budget out"
+        )

@@ -1,0 +1,79 @@
+"""How to compress: one frozen record of every choice that `compress` leaves to the user."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from spectrim.core.factorization import Factorization, describe
+from spectrim.factorize import CP, ChannelSVD, SpatialSVD
+from spectrim.sensitivity.divergence import Harm
+from spectrim.core.search import Search
+from spectrim.search import Knapsack
+
+
+@dataclass(frozen=True)
+class Config:
+    """How to compress.
+
+    Attributes:
+        methods: The decompositions that compete for every layer.
+        search: The rank selection.
+        exclude: Name patterns of layers to leave alone, such as `("head*",)`.
+        multiple_of: Only ranks that are multiples of this (8 suits many devices).
+        refit: Fit every layer again to the inputs that the compressed prefix gives it.
+        batchnorm: Re-estimate BatchNorm statistics on the calibration images at the end.
+        gradient: Weigh outputs by the loss gradient; False never goes backward.
+        harm: What a change of the outputs costs, `harm(outputs, reference)`: a number, the mean over the batch, zero where both
+            are equal, twice differentiable and growing with the square of the difference. None is KL divergence for class
+            logits, and squared error relative to the output's mean square for others.
+        images: How many calibration images are read at most; a rank selection that measures reads more of them.
+        batch: Images that go through the network at once.
+        seed: Of sampled labels and positions.
+        cache: Folder that keeps finished pieces of work, so that the same call goes on where it was interrupted. Nothing is
+            kept where it cannot be told what `harm` depends on.
+        progress: Called with the name of the stage and the share of it that is done.
+    """
+
+    methods: tuple[Factorization, ...] = (ChannelSVD(), SpatialSVD(), SpatialSVD(axis=1), CP(depthwise="kernel"))
+    search: Search = field(default_factory=Knapsack)
+    exclude: tuple[str, ...] = ()
+    multiple_of: int = 1
+    refit: bool = True
+    batchnorm: bool = False
+    gradient: bool = True
+    harm: Harm | None = None
+    images: int = 1024
+    batch: int = 128
+    seed: int = 0
+    cache: str | os.PathLike[str] | None = None
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if isinstance(self.methods, Factorization):
+            raise TypeError(f"methods is {self.methods!r}; it must be a tuple of decompositions, such as ({self.methods!r},)")
+        if not isinstance(self.search, Search):
+            raise TypeError(f"search is {self.search!r}; it must be a rank selection, such as Knapsack() or Interaction()")
+        if not self.methods or not all(isinstance(method, Factorization) for method in self.methods):
+            raise TypeError(f"methods is {self.methods!r}; it must hold decompositions, such as (ChannelSVD(), SpatialSVD())")
+        if isinstance(self.exclude, str):
+            raise TypeError(
+                f"exclude is the string {self.exclude!r}; it must be a tuple of patterns, such as ({self.exclude!r},)"
+            )
+        if self.harm is not None and not callable(self.harm):
+            raise TypeError(f"harm is {self.harm!r}; it must be a function of (outputs, reference), or None")
+        for name in ("multiple_of", "images", "batch"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be a whole number of at least 1")
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that decide the result, JSON-ready."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("cache", "progress")}
+        values["methods"] = [describe(method) for method in self.methods]
+        values["search"] = repr(self.search)
+        values["harm"] = None if self.harm is None else getattr(self.harm, "__qualname__", type(self.harm).__name__)
+        values["exclude"] = list(self.exclude)
+        return values

@@ -1,0 +1,139 @@
+"""What can be done to a network: every layer, its cost, its spectrum, which methods fit it, and why the others do not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from spectrim.core.cost import Cost
+from spectrim.core.factorization import Factorization, describe
+from spectrim.factorize import CP, ChannelSVD, InputSVD, SpatialSVD, TensorTrain, TiledSVD, Tucker2
+from spectrim.core.layer import Layer, Shape
+from spectrim.network.calling import Example, tensors_of, unwrap
+from spectrim.report.text import short
+from spectrim.network.build import working_weight
+from spectrim.network.counting import cost
+from spectrim.network.survey import survey
+
+ALL: tuple[Factorization, ...] = (
+    ChannelSVD(),
+    InputSVD(),
+    SpatialSVD(),
+    SpatialSVD(axis=1),
+    Tucker2(),
+    CP(),
+    CP(depthwise="kernel"),
+    TensorTrain(),
+    TiledSVD(),
+)
+
+
+@dataclass(frozen=True)
+class LayerView:
+    """One layer.
+
+    Attributes:
+        layer: Its shapes.
+        cost: Its cost for one example.
+        rank_90, rank_99: Singular values of the lowered kernel (of one group) that hold 90 and 99 % of its energy.
+        full_rank: All of them.
+        methods: Method to the largest rank that pays.
+        reasons: The other methods, and why they do not fit.
+    """
+
+    layer: Layer
+    cost: Cost
+    rank_90: int
+    rank_99: int
+    full_rank: int
+    methods: dict[str, str]
+    reasons: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """All layers, the modules that cannot be factorized with their reasons, the total cost, and the inputs it is of."""
+
+    layers: tuple[LayerView, ...]
+    skipped: dict[str, str]
+    total: Cost
+    inputs: tuple[Shape, ...]
+
+    def table(self) -> Table:
+        """Return a terminal table: for each method the largest rank that pays."""
+        shapes = " and ".join(" x ".join(map(str, shape)) for shape in self.inputs)
+        title = (
+            f"{self.total.params:,} parameters, {self.total.macs:,} MACs of an input of {shapes}. Rank of the kernel, singular "
+            "values that hold 90 and 99 % of its energy, and for each method the largest rank that pays"
+        )
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        names = list(dict.fromkeys(name for view in self.layers for name in view.methods))
+        for name in ("layer", "weight"):
+            table.add_column(name, no_wrap=True)
+        for name in ("params", "MACs", "rank", "90 %", "99 %", *names):
+            table.add_column(name.replace("SpatialSVD(axis=1)", "(axis=1)"), justify="right", no_wrap=True)
+        for view in self.layers:
+            shape = "x".join(map(str, view.layer.weight))
+            ranks = (str(number) for number in (view.full_rank, view.rank_90, view.rank_99))
+            paying = (view.methods.get(name, "-").replace(" ", "") for name in names)
+            table.add_row(view.layer.name, shape, short(view.cost.params), short(view.cost.macs), *ranks, *paying)
+        return table
+
+    def to_json(self) -> str:
+        """Return everything as indented JSON."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+    def __str__(self) -> str:
+        """Return the table as text, and the layers left alone with their reasons."""
+        console = Console(width=160)
+        with console.capture() as capture:
+            console.print(self.table())
+        return capture.get() + "\n".join(self.lines())
+
+    def lines(self) -> list[str]:
+        """Return a line for each module that cannot be factorized."""
+        return [f"left alone  {name}: {reason}" for name, reason in self.skipped.items()]
+
+
+def inspect(model: nn.Module, example: Example, *, methods: Sequence[Factorization] = ALL) -> Inspection:
+    """Look at a network without changing it.
+
+    Args:
+        model: Any eager network.
+        example: A batch of inputs.
+        methods: The decompositions to ask about.
+
+    Raises:
+        TypeError: If the model is no eager `nn.Module`.
+        ValueError: If the example does not go through it.
+    """
+    model = unwrap(model)
+    found = survey(model, example)
+    views = tuple(_view(model, layer, methods) for layer in found.layers)
+    inputs = tuple(tuple(tensor.shape[1:]) for tensor in tensors_of(example))
+    return Inspection(views, found.skipped, cost(model, example), inputs)
+
+
+def _view(model: nn.Module, layer: Layer, methods: Sequence[Factorization]) -> LayerView:
+    weight = working_weight(layer, model.get_submodule(layer.name)).flatten(2)
+    energy = torch.linalg.svdvals(weight.float()).square().sum(0).cumsum(0)
+    share = energy / energy[-1].clamp_min(1e-30)
+    ranks = [int((share < bound - 1e-6).sum()) + 1 for bound in (0.9, 0.99)]
+    fitting: dict[str, str] = {}
+    reasons: dict[str, str] = {}
+    for method in methods:
+        fit = method.fits(layer.convolution)
+        paying = method.ranks(layer.convolution) if fit else []
+        if paying:
+            largest = max(paying, key=lambda rank: method.cost(layer.convolution, rank).macs)
+            fitting[describe(method)] = str(largest)
+        else:
+            reasons[describe(method)] = fit.reason or "no rank pays"
+    return LayerView(layer, layer.cost, ranks[0], ranks[1], len(share), fitting, reasons)

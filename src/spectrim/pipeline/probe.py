@@ -1,0 +1,122 @@
+"""What rank selections may ask to have measured: networks are built, refitted and compared here, never in a search."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import nn
+
+from spectrim.core.plan import Plan
+from spectrim.core.search import Probe, QuadraticModel
+from spectrim.network.build import Target, factorized, replacement
+from spectrim.network.calling import Example, count
+from spectrim.network.surgery import apply, duplicate, replace_module
+from spectrim.pipeline.cache import Ledger
+from spectrim.pipeline.prepare import Prepared
+from spectrim.refit.regression import refit
+from spectrim.sensitivity.measured import batch_harms
+from spectrim.sensitivity.sketch import quadratic_models
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The refitted network of a plan, and what each of its layers was fitted to."""
+
+    model: nn.Module
+    targets: dict[str, Target]
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkProbe(Probe):
+    """Measures on images that the refit does not see.
+
+    Attributes:
+        prepared: The network, its menu and its images.
+        ledger: Tells progress.
+        moving: Inputs on which displacements are measured.
+        judging: Other inputs, on which networks are compared.
+        images: How many images went through a network so far, by direction.
+    """
+
+    prepared: Prepared
+    ledger: Ledger
+    moving: Sequence[Example]
+    judging: Sequence[Example]
+    images: dict[str, float] = field(default_factory=lambda: {"forward": 0.0, "backward": 0.0})
+    _fitted: dict[str, Fitted] = field(default_factory=dict)
+    _harms: dict[str, list[float]] = field(default_factory=dict)
+
+    def quadratic_model(self, chosen: Sequence[int], alternatives: Sequence[tuple[int, int]]) -> QuadraticModel:
+        """Return what each alternative would do to the network of a choice."""
+        plan = self.prepared.menu.plan(chosen)
+        fitted = self.fitted(plan)
+        modules = [self._module(fitted, layer, index) for layer, index in alternatives]
+        sweep = quadratic_models(self.prepared.model, fitted.model, modules, self.moving, harm=self.prepared.harm)
+        for done, found in enumerate(sweep, 1):
+            self.ledger.tick("search", 0.99 * done / len(self.moving))
+        self._count(self.moving, forward=2 + len(alternatives) / max(len(plan), 1), backward=2)
+        return found
+
+    def gain(self, chosen: Sequence[int], other: Sequence[int]) -> tuple[float, float]:
+        """Return the fall of the harm on the judging images and its standard error over their batches."""
+        differences = np.array(self._judged(chosen)) - np.array(self._judged(other))
+        error = float(differences.std(ddof=1)) / math.sqrt(len(differences)) if len(differences) > 1 else math.inf
+        return float(differences.mean()), error
+
+    def fitted(self, plan: Plan) -> Fitted:
+        """Return the refitted network of a plan; the last two are remembered, since searches come back to them."""
+        name, prepared = plan.to_json(), self.prepared
+        if name not in self._fitted:
+            for old in list(self._fitted)[:-1]:
+                del self._fitted[old]
+            assert prepared.moments is not None
+            if prepared.config.refit:
+                small, targets = duplicate(prepared.model), {}
+                for layer in refit(
+                    prepared.model, plan, prepared.calibration, prepared.moments, seed=prepared.config.seed
+                ):
+                    replace_module(small, layer.name, layer.module)
+                    targets[layer.name] = layer.target
+                self._fitted[name] = Fitted(small, targets)
+                self._count(prepared.calibration, forward=2)
+            else:
+                self._fitted[name] = Fitted(apply(plan, prepared.model, moments=prepared.moments), {})
+        return self._fitted[name]
+
+    def passed(self) -> dict[str, float]:
+        """Return the passes so far, in units of the calibration set."""
+        return {direction: number / max(count(self.prepared.calibration), 1) for direction, number in self.images.items()}
+
+    def _judged(self, chosen: Sequence[int]) -> list[float]:
+        plan = self.prepared.menu.plan(chosen)
+        name = plan.to_json()
+        if name not in self._harms:
+            self._harms[name] = batch_harms(self.prepared.model, self.fitted(plan).model, self.judging, self.prepared.harm)
+            self._count(self.judging, forward=2)
+        return self._harms[name]
+
+    def _module(self, fitted: Fitted, layer: int, index: int) -> tuple[str, nn.Module]:
+        """Return an option's layer, and its module fitted to what the compressed prefix gives it."""
+        option = self.prepared.menu.layers[layer].options[index]
+        name, moments = option.layer.name, self.prepared.moments
+        assert option.method is not None and moments is not None
+        module, target = self.prepared.model.get_submodule(name), fitted.targets.get(name)
+        if target is None:
+            return name, factorized(option, module, moments[name])
+        return name, replacement(option, module, target, option.method.factors(target.kernel, option.rank, target.moments))
+
+    def _count(self, batches: Sequence[Example], *, forward: float = 0.0, backward: float = 0.0) -> None:
+        self.images["forward"] += count(batches) * forward
+        self.images["backward"] += count(batches) * backward
+
+
+def network_probe(prepared: Prepared, ledger: Ledger) -> NetworkProbe | None:
+    """Return what measures for the rank selection, or None if it wants nothing measured or there are too few images."""
+    wanted = prepared.config.search.images
+    if not wanted or prepared.moments is None or 4 * count(prepared.further) < wanted:
+        return None
+    cut = -(-2 * len(prepared.further) // 3)
+    return NetworkProbe(prepared, ledger, prepared.further[:cut], prepared.further[cut:])

@@ -1,0 +1,87 @@
+"""Step three, realize: the network that a plan makes of the original."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from spectrim.core.plan import Plan
+from spectrim.core.progress import Spent
+from spectrim.network.build import factorized
+from spectrim.network.calling import undisturbed
+from spectrim.network.surgery import duplicate, module_of, replace_module, skeleton
+from spectrim.pipeline.cache import Entry, Ledger
+from spectrim.pipeline.prepare import Prepared
+from spectrim.refit.batchnorm import reestimate_batchnorm
+from spectrim.refit.regression import refit
+
+
+@dataclass(frozen=True, eq=False)
+class Realized:
+    """The compressed network.
+
+    Attributes:
+        model: The network, a copy of the original's with small layers in place of those that the plan names.
+        decisions: Layer name to how it was fitted.
+        spent: What it took.
+    """
+
+    model: nn.Module
+    decisions: Mapping[str, str]
+    spent: Spent
+
+
+@undisturbed()
+def realize(prepared: Prepared, plan: Plan) -> Realized:
+    """Build the network of a plan: factorize each layer, fitted in order of execution to what the compressed prefix gives it.
+
+    Args:
+        prepared: From `prepare`, of the network that the plan was made for.
+        plan: From `choose`, or one's own for which `prepare(..., plan=plan)` was called.
+
+    Returns:
+        The network, in the mode that the original is in.
+
+    Raises:
+        ValueError: If the plan does not fit the network.
+        RuntimeError: If the forward takes another path for other inputs, so that layers cannot be refitted to one another.
+    """
+    ledger, config = prepared.ledger(), prepared.config
+    name = "network " + hashlib.blake2b((plan.to_json() + repr(config.settings())).encode()).hexdigest()
+    with ledger.piece(name) as piece:
+        if piece.entry is None:
+            small, decisions = duplicate(prepared.model), {}
+            if prepared.moments is not None and config.refit:
+                with ledger.stage("refit"):
+                    layers = refit(prepared.model, plan, prepared.calibration, prepared.moments, seed=config.seed)
+                    for done, layer in enumerate(layers, 1):
+                        replace_module(small, layer.name, layer.module)
+                        seen = f"refitted on {layer.images:,} images" if layer.images else "not refitted: one forward calls it twice"
+                        decisions[layer.name] = seen
+                        ledger.tick("refit", done / len(plan))
+                    ledger.passed(forward=2.0)
+            else:
+                with ledger.stage("factorize"):
+                    for layer_name, option in plan.items():
+                        moments = None if prepared.moments is None else prepared.moments[layer_name]
+                        new = factorized(option, module_of(prepared.model, option), moments)
+                        replace_module(small, layer_name, new)
+                        decisions[layer_name] = "approximated by its weight" if moments is None else "fitted to its own inputs"
+            small = _batchnorm(prepared, small, ledger)
+            piece.entry = Entry(dict(small.state_dict()), {"decisions": decisions})
+        else:
+            small = skeleton(plan, prepared.model)
+            small.load_state_dict(dict(piece.entry.tensors))
+    return Realized(small, dict(piece.entry.numbers["decisions"]), ledger.spent)
+
+
+def _batchnorm(prepared: Prepared, small: nn.Module, ledger: Ledger) -> nn.Module:
+    """Return the network with BatchNorm statistics of its own, if that is wanted."""
+    if not prepared.config.batchnorm or not prepared.calibration:
+        return small
+    with ledger.stage("batchnorm"):
+        ledger.passed(forward=1.0)
+        return reestimate_batchnorm(small, prepared.calibration)

@@ -1,0 +1,1 @@
+"""Layers fitted one after the other to what the compressed layers before them give."""

@@ -1,0 +1,162 @@
+"""Asymmetric refit: each layer fitted, in execution order, to the original's outputs given what the compressed prefix gives it.
+
+After Zhang et al. 2016, section 3.3, with reduced-rank regression. With C the covariance of the compressed stream's lowered
+input and K its cross-covariance with the targets, the regression W* = (K + d W)(C + d I)^-1 with a small ridge d towards
+W is the dense kernel that pays back the drift; the method then factorizes W* in the norm of (C + d I, G). Layers whose
+lowered input is too large are regressed on their own dense response instead (T x T).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from spectrim.core.factorization import Moments
+from spectrim.core.layer import Layer
+from spectrim.core.plan import Plan
+from spectrim.factorize.algebra import eye_like, ridge
+from spectrim.network.build import Target, factorized, original_bias, own_target, replacement, working_weight
+from spectrim.network.calling import Example, count, tensors_of
+from spectrim.network.surgery import duplicate, module_of
+from spectrim.refit.stream import Arrival, TwinStream
+from spectrim.refit.trace import trace
+from spectrim.sensitivity.moments import Covariance, Sampler, lowered
+
+RIDGE = 0.01  # towards the original kernel, relative to the mean diagonal of C
+MEMORY = 4 << 30  # bytes of live activations that the twin stream may hold
+LIVE = 6  # live activations of one forward, in units of its largest one (a residual block holds about as many)
+
+
+@dataclass(frozen=True)
+class RefittedLayer:
+    """One layer of the compressed network.
+
+    Attributes:
+        name: The layer.
+        module: What stands in its place.
+        target: What it was fitted to; other options of the layer can be fitted to the same.
+        images: How many images the regression saw; 0 where the layer was fitted to the original network's own inputs.
+    """
+
+    name: str
+    module: nn.Module
+    target: Target
+    images: int
+
+
+def refit(
+    model: nn.Module,
+    plan: Plan,
+    batches: Sequence[Example],
+    moments: Mapping[str, Moments],
+    *,
+    seed: int = 0,
+) -> Iterator[RefittedLayer]:
+    """Yield the planned layers, each fitted to inputs as the layers yielded before make them.
+
+    It costs about two forward passes over the images used. Layers that one forward calls more than once are fitted to
+    their own original inputs, and come first.
+
+    Args:
+        model: The original network; it is not changed.
+        plan: What to do.
+        batches: Calibration inputs; as many of them are used as `MEMORY` has room for.
+        moments: Layer name to moments.
+        seed: Of sampled positions.
+
+    Raises:
+        RuntimeError: If the forward takes another path for other inputs.
+    """
+    if not plan:
+        return
+    original = duplicate(model).eval()
+    found = trace(original, list(plan), _head(batches[0], 2))
+    batches = _fitting(batches, found.bytes_per_example)
+    images = count(batches)
+    sampler = Sampler(seed, images)
+    modules = {name: module_of(model, option) for name, option in plan.items()}
+    fixed = {name: factorized(plan[name], modules[name], moments[name]) for name in plan if name not in found.once}
+    for name, new in fixed.items():
+        yield RefittedLayer(name, new, own_target(plan[name].layer, modules[name], moments[name]), 0)
+    stream = TwinStream(original, found, dict(fixed))
+    for arrived in stream.arrivals([name for name in plan if name in found.once], batches):
+        name = arrived[0].name
+        option, module = plan[name], modules[name]
+        assert option.method is not None
+        with torch.no_grad():
+            target = regressed(option.layer, module, moments[name], sampler, arrived)
+            factors = option.method.factors(target.kernel, option.rank, target.moments)
+            new = replacement(option, module, target, factors)
+        stream.modules[name] = new
+        yield RefittedLayer(name, new, target, images)
+
+
+def regressed(layer: Layer, module: nn.Module, moments: Moments, sampler: Sampler, arrived: Sequence[Arrival]) -> Target:
+    """Return the dense kernel W* that pays back the drift, in which norm it is to be factorized, and its mean answer.
+
+    Args:
+        layer: The layer.
+        module: The original layer.
+        moments: Gives G, and says in which space to regress.
+        sampler: Draws positions.
+        arrived: What every chunk brings.
+    """
+    in_inputs = moments.covariance is not None
+    sums = Covariance()  # of the input (or the dense response), and of the target with it
+    for chunk in arrived:
+        shape = chunk.target.shape[1:-1] if layer.kind == "Linear" else chunk.target.shape[2:]
+        index = sampler.draw(layer, len(chunk.target), shape)
+        seen = lowered(layer, chunk.x, index) if in_inputs else _at(layer, chunk.response, index)
+        sums.add(seen.float(), _at(layer, chunk.target, index).float())
+    weight, bias = working_weight(layer, module), original_bias(module)
+    c, k = sums.covariance.to(weight), sums.cross.to(weight)
+    mean, wanted = sums.mean.to(weight), sums.other_mean.to(weight)
+    flat, eye = weight.flatten(2), eye_like(c.shape[1], weight)
+    damped = c + ridge(c, RIDGE) * eye
+    start = flat if in_inputs else eye.expand_as(c)
+    best = start + _solved(damped, (k - start @ c).mT).mT  # W*, or the map from the dense response
+    response = best @ damped @ best.mT
+    norm = replace(moments, response=(response + response.mT) / 2, response_mean=wanted, gradient=moments.gradient.to(weight))
+    if in_inputs:
+        norm, kernel = replace(norm, covariance=damped, mean=mean), best
+    else:
+        kernel = best @ flat
+        mean = mean if bias is None else mean - bias.to(mean).reshape(mean.shape)
+    return Target(kernel.reshape(weight.shape), norm, (best @ mean[..., None])[..., 0])
+
+
+def _solved(matrix: Tensor, right: Tensor) -> Tensor:
+    """Return the inverse of a covariance times something; where rounding has made it indefinite, by LU factors."""
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    solution: Tensor = torch.linalg.solve(matrix, right) if bool(failed.any()) else torch.cholesky_solve(right, factor)
+    return solution
+
+
+def _at(layer: Layer, y: Tensor, index: tuple[Tensor, ...]) -> Tensor:
+    """Return outputs at the drawn positions, (g, M, T / g)."""
+    index = tuple(axis.to(y.device) for axis in index)
+    where: tuple[Tensor | slice, ...] = index if layer.kind == "Linear" else (index[0], slice(None), *index[1:])
+    return y[where].unflatten(1, (layer.groups, -1)).transpose(0, 1)
+
+
+def _fitting(batches: Sequence[Example], bytes_per_example: int) -> list[Example]:
+    """Return as many batches as the twin stream can hold at once, at least one example."""
+    room = max(1, MEMORY // max(1, 2 * LIVE * bytes_per_example))
+    kept: list[Example] = []
+    for batch in batches:
+        size = len(tensors_of(batch)[0])
+        if room <= 0:
+            break
+        kept.append(batch if size <= room else _head(batch, room))
+        room -= size
+    return kept
+
+
+def _head(batch: Example, count: int) -> Example:
+    """Return copies of the first examples, no views: a trace counts what is done to them."""
+    head: Example = tree_map_only(Tensor, lambda value: value[:count].clone(), batch)
+    return head

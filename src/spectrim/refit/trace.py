@@ -1,0 +1,173 @@
+"""What a first run tells of a network: which layers are called once, and which end in a residual addition.
+
+At a residual addition the target of a refit is the block's output: (branch + shortcut) of the original less the compressed
+shortcut. A run under a dispatch mode finds additions one of whose operands is a planned layer's output, up to per-channel
+affine operations such as BatchNorm. That layer is then fitted at the addition, where both shortcuts are known. This sees
+tensors, not module classes, so it works for any graph; where nothing is found the target is the layer's own output.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from spectrim.network.calling import Example, call, tensors_of
+
+aten = torch.ops.aten
+ADDITIONS = (aten.add.Tensor, aten.add_.Tensor)
+NORMS = (
+    aten.native_batch_norm.default,
+    aten._native_batch_norm_legit_no_training.default,
+    aten.cudnn_batch_norm.default,
+    aten.miopen_batch_norm.default,
+    aten._batch_norm_no_update.default,
+)
+
+
+@dataclass(frozen=True)
+class Addition:
+    """Where a layer's branch meets its shortcut.
+
+    Attributes:
+        layer: Name of the last layer of the branch.
+        operand: Which operand of the addition comes from it, 0 or 1.
+        scale, shift: The operand is scale * (output of the layer) + shift, per channel (T,).
+    """
+
+    layer: str
+    operand: int
+    scale: Tensor
+    shift: Tensor
+
+
+@dataclass(frozen=True)
+class _Chain:
+    layer: str
+    scale: Tensor
+    shift: Tensor
+    tensors: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a first run found.
+
+    Attributes:
+        once: Layers that one forward calls once, in order.
+        additions: Where branches meet shortcuts, by the number of the operation.
+        bytes_per_example: Size of the largest tensor that one example makes.
+    """
+
+    once: tuple[str, ...]
+    additions: dict[int, Addition]
+    bytes_per_example: int
+
+
+class _Tracer(TorchDispatchMode):
+    """Follows each planned layer's output through per-channel affine operations to an addition."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.index = 0
+        self.origins: dict[int, _Chain] = {}
+        self.uses: Counter[int] = Counter()
+        self.changed: set[int] = set()
+        self.alive: list[Tensor] = []
+        self.found: list[tuple[int, int, _Chain]] = []
+        self.largest = 0
+        self.paused = False
+
+    def start(self, name: str, output: Tensor, channels: int) -> None:
+        """Begin a chain at a layer's output."""
+        self.paused = True
+        one, zero = torch.ones(channels, device=output.device), torch.zeros(channels, device=output.device)
+        self.paused = False
+        self.origins[id(output)] = _Chain(name, one, zero, (id(output),))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if self.paused:
+            return result
+        index, self.index = self.index, self.index + 1
+        outputs = tensors_of(result)
+        self.alive.extend(outputs)  # keeps every id unique
+        self.largest = max([self.largest, *(tensor.numel() * tensor.element_size() for tensor in outputs)])
+        inputs = tensors_of([args, list((kwargs or {}).values())])
+        for tensor in inputs:
+            if id(tensor) not in self.changed:
+                self.uses[id(tensor)] += 1
+        chain = self.origins.get(id(args[0])) if args and isinstance(args[0], Tensor) else None
+        if func in NORMS and chain is not None and args[3] is not None:  # without running statistics it is not affine
+            scale, shift = _affine(func, args)
+            tensors = (*chain.tensors, id(outputs[0]))
+            self.origins[id(outputs[0])] = _Chain(chain.layer, chain.scale * scale, chain.shift * scale + shift, tensors)
+        elif func in ADDITIONS and not kwargs and len(inputs) == 2 and inputs[0].shape == inputs[1].shape:
+            for operand in (0, 1):
+                if id(args[operand]) in self.origins:
+                    self.found.append((index, operand, self.origins[id(args[operand])]))
+        for tensor in inputs:
+            if any(tensor is output for output in outputs):  # changed in place: no longer what the layer answered
+                self.origins.pop(id(tensor), None)
+                self.changed.add(id(tensor))
+        return result
+
+
+def _affine(func: Any, args: Any) -> tuple[Tensor, Tensor]:
+    """Return scale and shift of a batch normalisation in eval mode."""
+    _, weight, bias, mean, variance = args[:5]
+    eps = args[6] if func is aten._native_batch_norm_legit_no_training.default else args[-1]
+    scale = torch.rsqrt(variance + eps)
+    scale = scale if weight is None else scale * weight
+    return scale.float(), ((0 if bias is None else bias) - mean * scale).float()
+
+
+def trace(model: nn.Module, names: Sequence[str], batch: Example) -> Trace:
+    """Run one small batch and find which layers are called once, and which end in an addition.
+
+    Args:
+        model: In eval mode.
+        names: The planned layers.
+        batch: A few examples.
+    """
+    tracer = _Tracer()
+    calls: list[str] = []
+
+    def hook(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def record(module: nn.Module, args: Any, output: Tensor) -> None:
+            calls.append(name)
+            tracer.alive.append(output)
+            tracer.start(name, output, output.shape[-1] if isinstance(module, nn.Linear) else output.shape[1])
+
+        return record
+
+    handles = [model.get_submodule(name).register_forward_hook(hook(name)) for name in names]
+    try:
+        with torch.no_grad(), uncached(), tracer:
+            call(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    counts = Counter(calls)
+    additions: dict[int, tuple[int, Addition]] = {}
+    for index, operand, chain in tracer.found:
+        if counts[chain.layer] == 1 and all(tracer.uses[tensor] == 1 for tensor in chain.tensors):
+            order = calls.index(chain.layer)
+            if index not in additions or order > additions[index][0]:  # of two branches, the one that ends last
+                additions[index] = order, Addition(chain.layer, operand, chain.scale, chain.shift)
+    once = tuple(name for name in calls if counts[name] == 1)
+    size = tracer.largest // max(len(tensors_of(batch)[0]), 1)
+    return Trace(once, {index: addition for index, (_, addition) in additions.items()}, size)
+
+
+def uncached() -> torch.autocast:
+    """Return a context in which a network's own autocast casts weights anew in every forward.
+
+    Its cache would leave casts out of the second forward, and operations could not be told by their number.
+    """
+    return torch.autocast("cpu", enabled=False, cache_enabled=False)

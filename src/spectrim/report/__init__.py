@@ -1,0 +1,6 @@
+"""What was done, as text and as a page: these read records and compute nothing new."""
+
+from spectrim.report.html import page
+from spectrim.report.text import lines, table
+
+__all__ = ["lines", "page", "table"]

@@ -1,0 +1,1 @@
+"""What layers see, and how much a change of them matters."""

@@ -1,0 +1,343 @@
+"""One forward and backward sweep over calibration data: what every layer sees, answers and matters.
+
+For each layer: the covariance C of its lowered input at sampled positions, the covariance of its output at all positions,
+and the second moment G of the loss gradient at its output. The loss is the log-likelihood of labels *sampled from the
+model's own softmax* (the true Fisher information; no labels are needed). G is summed over the positions of one example,
+covariances are averaged over positions, so that 1/2 tr(G D C D^T) is the loss in nats of changing the kernel by D.
+
+Memory: the statistics, (n^2 + 2 T^2) numbers of eight bytes per group and layer with n at most `LARGEST`, and the
+activations and gradients of one batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import EllipsisType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from spectrim.core.factorization import Moments
+from spectrim.factorize.algebra import eye_like
+from spectrim.sensitivity.divergence import Harm, curvature_root, detached, floats, is_logits, output_harm
+from spectrim.core.layer import Layer
+from spectrim.network.calling import Example, call, count, evaluation_mode
+
+POSITIONS = 65536  # sampled positions per layer for input covariances
+LARGEST = 4608  # largest lowered input (512 channels, 3 x 3) whose covariance is kept
+BLOCKED = 1024  # lowered inputs from which on a Gram matrix is computed by blocks
+SHRINK = 0.2  # share of the mean diagonal in G
+
+
+class Sampler:
+    """Draws the positions of a layer's output at which its lowered input is looked at.
+
+    Args:
+        seed: Of the random positions.
+        examples: How many examples will be seen in all; shares `POSITIONS` among them.
+    """
+
+    def __init__(self, seed: int, examples: int) -> None:
+        """Store the seed and each example's share."""
+        self.generator = torch.Generator().manual_seed(seed)
+        self.examples = max(examples, 1)
+
+    def draw(self, layer: Layer, batch: int, shape: Sequence[int]) -> tuple[Tensor, ...]:
+        """Return index tensors (M,), of the example and of each spatial axis, for an output of spatial `shape`."""
+        total = batch * math.prod(shape)
+        wanted = math.ceil(POSITIONS * batch / (self.examples * layer.calls))
+        if wanted >= total:
+            flat = torch.arange(total, device="cpu")
+        else:
+            flat = torch.randint(total, (wanted,), generator=self.generator, device="cpu")
+        return tuple(torch.unravel_index(flat, (batch, *shape)))
+
+
+def lowered(layer: Layer, x: Tensor, index: tuple[Tensor, ...]) -> Tensor:
+    """Return the lowered input patches at the given output positions, per group.
+
+    Args:
+        layer: Geometry.
+        x: Input (N, S, *spatial), or (N, ..., S) of a linear layer.
+        index: From `Sampler.draw`.
+
+    Returns:
+        Patches (g, M, n) in the order of the canonical kernel (S, *kernel).
+    """
+    index = tuple(axis.to(x.device) for axis in index)
+    if layer.kind == "Linear":
+        return x[index][None]
+    kernel, dilation = layer.kernel, layer.dilation
+    if layer.transposed:  # an ordinary convolution with the flipped kernel, over the input with zeros between its pixels
+        assert not isinstance(layer.padding, str)
+        stuffed = x.new_zeros(*x.shape[:2], *((size - 1) * s + 1 for size, s in zip(x.shape[2:], layer.stride, strict=True)))
+        strided: tuple[EllipsisType | slice, ...] = (..., *(slice(None, None, s) for s in layer.stride))
+        stuffed[strided] = x
+        sides = [
+            (d * (k - 1) - p, d * (k - 1) - p + o)
+            for d, k, p, o in zip(dilation, kernel, layer.padding, layer.output_padding, strict=True)
+        ]
+        x, stride = functional.pad(stuffed, [side for pair in reversed(sides) for side in pair]), (1,) * len(kernel)
+    else:
+        if layer.padding == "same":
+            reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+            sides = [(total // 2, total - total // 2) for total in reach]
+        else:
+            sides = [(int(p), int(p)) for p in layer.padding]
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        if any(side for pair in sides for side in pair):
+            x = functional.pad(x, [side for pair in reversed(sides) for side in pair], mode=mode)
+        stride = layer.stride
+    if x.ndim == 4:
+        x = x.contiguous(memory_format=torch.channels_last)  # patches are then gathered from whole runs of memory
+    for axis, (k, d, s) in enumerate(zip(kernel, dilation, stride, strict=True)):
+        x = x.unfold(2 + axis, d * (k - 1) + 1, s)
+        x = x[..., ::d]
+    example, *places = index
+    at: tuple[Tensor | slice, ...] = (example, slice(None), *places)
+    patches = x[at]  # (M, S, *kernel)
+    return patches.reshape(len(example), layer.groups, -1).transpose(0, 1)
+
+
+def grouped(layer: Layer, y: Tensor) -> Tensor:
+    """Return outputs (N, T, *spatial), or (N, ..., T) of a linear layer, as (g, positions, T / g)."""
+    if layer.kind == "Linear":
+        return y.reshape(1, -1, y.shape[-1])
+    split: Tensor = y.unflatten(1, (layer.groups, -1))
+    return split.transpose(0, 1).movedim(2, -1).flatten(1, -2)
+
+
+@dataclass
+class Covariance:
+    """Streaming means and cross-moments of x with itself, and of y with x, accumulated in double precision.
+
+    Observations are taken relative to the first ones' mean, so that products in single precision are exact enough for
+    inputs that hardly vary about a large mean.
+    """
+
+    count: int = 0
+    shift: Tensor | None = None
+    total: Tensor | None = None
+    squares: Tensor | None = None
+    other_shift: Tensor | None = None
+    other_total: Tensor | None = None
+    products: Tensor | None = None
+
+    def add(self, x: Tensor, y: Tensor | None = None) -> None:
+        """Add observations x (g, M, d) and y (g, M, e)."""
+        self.count += x.shape[1]
+        if self.shift is None:
+            self.shift = x.mean(1, keepdim=True)
+        x = x - self.shift
+        self.total = _plus(self.total, x.sum(1, keepdim=True, dtype=torch.float64))
+        self.squares = _plus(self.squares, gram(x))
+        if y is not None:
+            if self.other_shift is None:
+                self.other_shift = y.mean(1, keepdim=True)
+            y = y - self.other_shift
+            self.other_total = _plus(self.other_total, y.sum(1, keepdim=True, dtype=torch.float64))
+            self.products = _plus(self.products, y.mT @ x)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of x, (g, d)."""
+        assert self.shift is not None and self.total is not None
+        return self.shift[:, 0].double() + self.total[:, 0] / self.count
+
+    @property
+    def covariance(self) -> Tensor:
+        """Covariance of x, (g, d, d)."""
+        assert self.squares is not None and self.total is not None
+        squares = (self.squares + self.squares.mT) / 2  # rounding in single precision is not symmetric
+        return (squares - self.total.mT @ self.total / self.count) / self.count
+
+    @property
+    def other_mean(self) -> Tensor:
+        """Mean of y, (g, e)."""
+        assert self.other_shift is not None and self.other_total is not None
+        return self.other_shift[:, 0].double() + self.other_total[:, 0] / self.count
+
+    @property
+    def cross(self) -> Tensor:
+        """Covariance of y with x, (g, e, d)."""
+        assert self.products is not None and self.total is not None and self.other_total is not None
+        return (self.products - self.other_total.mT @ self.total / self.count) / self.count
+
+
+def gram(x: Tensor) -> Tensor:
+    """Return x^T x of observations (g, M, d), (g, d, d); of a large one only blocks on and above the diagonal are computed."""
+    if x.shape[2] < BLOCKED:
+        return x.mT @ x
+    result = x.new_empty(len(x), x.shape[2], x.shape[2])
+    size = -(-x.shape[2] // 6)
+    starts = range(0, x.shape[2], size)
+    for i in starts:
+        for j in starts[i // size :]:
+            block = x[:, :, i : i + size].mT @ x[:, :, j : j + size]
+            result[:, i : i + size, j : j + size] = block
+            result[:, j : j + size, i : i + size] = block.mT
+    return result
+
+
+def _plus(total: Tensor | None, term: Tensor) -> Tensor:
+    return term.double() if total is None else total.add_(term)
+
+
+@dataclass
+class _Sums:
+    layer: Layer
+    inputs: Covariance = field(default_factory=Covariance)
+    outputs: Covariance = field(default_factory=Covariance)
+    gradient: Tensor | None = None
+
+
+class Sweep:
+    """The moments of every layer, gathered a batch at a time.
+
+    Args:
+        layers: From `find_layers`.
+        examples: How many examples there will be in all.
+        seed: Of sampled labels and positions.
+        harm: Its curvature weighs the outputs. None never goes backward and uses G = I: layers then differ only by the size
+            of their responses.
+    """
+
+    def __init__(self, layers: Sequence[Layer], examples: int, *, seed: int = 0, harm: Harm | None = output_harm) -> None:
+        """Begin with nothing."""
+        self.harm = harm
+        self.sums = {layer.name: _Sums(layer) for layer in layers}
+        self.sampler = Sampler(seed, examples)
+        self.labels = torch.Generator().manual_seed(seed)
+        self.examples = examples
+
+    def add(self, model: nn.Module, batch: Example) -> None:
+        """Run one batch forward and backward, and take in what every layer sees, answers and matters.
+
+        Args:
+            model: The network; it is not changed.
+            batch: Inputs in the form of the example.
+        """
+        backward = self.harm is not None
+        flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        handles = [
+            model.get_submodule(name).register_forward_hook(_observer(sums, self.sampler, backward))
+            for name, sums in self.sums.items()
+        ]
+        try:
+            with evaluation_mode(model), torch.set_grad_enabled(backward):
+                for parameter, _ in flags:
+                    parameter.requires_grad_(False)
+                outputs = call(model, attached(batch) if backward else batch)
+                if self.harm is not None:
+                    _sampled_loss(outputs, self.harm, self.labels).backward()
+        finally:
+            for handle in handles:
+                handle.remove()
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
+
+    def moments(self) -> dict[str, Moments]:
+        """Return layer name to moments, in double precision.
+
+        Raises:
+            ValueError: If a layer's outputs or gradients overflow.
+        """
+        found = {name: _moments(sums, self.examples) for name, sums in self.sums.items()}
+        for name, moments in found.items():
+            if not bool(torch.isfinite(moments.response).all() and torch.isfinite(moments.gradient).all()):
+                raise ValueError(
+                    f"the outputs or gradients of layer {name!r} overflow on the calibration images; check the weights and the "
+                    "normalisation of the images"
+                )
+        return found
+
+
+def gather_moments(
+    model: nn.Module,
+    layers: Sequence[Layer],
+    batches: Sequence[Example],
+    *,
+    seed: int = 0,
+    harm: Harm | None = output_harm,
+) -> dict[str, Moments]:
+    """Return the moments of every layer from one sweep over all batches; arguments as in `Sweep`."""
+    sweep = Sweep(layers, count(batches), seed=seed, harm=harm)
+    for batch in batches:
+        sweep.add(model, batch)
+    return sweep.moments()
+
+
+def attached(batch: Example) -> Example:
+    """Return the batch with inputs that require a gradient, so that one flows through frozen weights."""
+    if isinstance(batch, Tensor):
+        return batch.detach().requires_grad_() if batch.is_floating_point() else batch
+    if isinstance(batch, dict):
+        return {key: attached(value) for key, value in batch.items()}  # type: ignore[misc]
+    return tuple(attached(value) for value in batch)  # type: ignore[misc]
+
+
+def _observer(sums: _Sums, sampler: Sampler, gradient: bool) -> Any:
+    layer = sums.layer
+
+    def observe(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        with torch.no_grad():
+            sums.outputs.add(grouped(layer, output.detach()).float())
+            if layer.matrix[1] <= LARGEST:
+                shape = output.shape[1:-1] if layer.kind == "Linear" else output.shape[2:]
+                index = sampler.draw(layer, output.shape[0], shape)
+                sums.inputs.add(lowered(layer, args[0].detach(), index).float())
+        if not gradient:
+            return None
+        if not torch.is_grad_enabled():
+            raise ValueError(
+                f"the forward runs layer {layer.name!r} under torch.no_grad(), so what it matters cannot be told; take that "
+                "out of the forward, exclude the layer, or use gradient=False"
+            )
+        if not output.requires_grad:
+            output = output.detach().requires_grad_().clone()
+        output.register_hook(lambda grad: _add_gradient(sums, grad))
+        return output
+
+    return observe
+
+
+def _add_gradient(sums: _Sums, grad: Tensor) -> None:
+    g = grouped(sums.layer, grad).float()
+    moment = (g.mT @ g).double()
+    sums.gradient = moment if sums.gradient is None else sums.gradient + moment
+
+
+def _sampled_loss(outputs: Any, harm: Harm, generator: torch.Generator) -> Tensor:
+    """Return a loss, summed over examples, whose gradient's second moment is the curvature of the harm at the outputs.
+
+    Logits: the log-likelihood of labels drawn from the softmax. Anything else: see `curvature_root`.
+    """
+    found = [tensor for tensor in floats(outputs) if tensor.requires_grad]
+    if not found:
+        raise ValueError("the model returns no floating-point tensor to measure harm on")
+    if harm is output_harm and is_logits(outputs):
+        (logits,) = found
+        labels = torch.multinomial(logits.detach().float().softmax(1).cpu(), 1, generator=generator)[:, 0]
+        return functional.cross_entropy(logits.float(), labels.to(logits.device), reduction="sum")
+    noise = curvature_root(outputs, detached(outputs), harm, generator)
+    return torch.stack([(x.float() * v).sum() for x, v in zip(floats(outputs), noise, strict=True)]).sum()
+
+
+def _moments(sums: _Sums, examples: int) -> Moments:
+    response = sums.outputs.covariance
+    size = response.shape[1]
+    eye = eye_like(size, response).expand_as(response)
+    if sums.gradient is None:
+        gradient = eye.clone()
+    else:
+        gradient = sums.gradient / examples
+        mean = gradient.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+        gradient = (1 - SHRINK) * gradient + SHRINK * mean.clamp_min(1e-30) * eye
+    mean = sums.outputs.mean
+    if sums.layer.matrix[1] > LARGEST:
+        return Moments(sums.outputs.count, response, gradient, None, None, mean)
+    return Moments(sums.inputs.count, response, gradient, sums.inputs.covariance, sums.inputs.mean, mean)

@@ -1,0 +1,81 @@
+"""What can be done to one layer: every method and rank that pays, and its menu once the predicted harms are known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from spectrim.core.factorization import Factorization, Moments, Rank, as_tuple, pays
+from spectrim.core.layer import Layer
+from spectrim.core.menu import LayerMenu
+from spectrim.core.plan import Option
+
+Offer = tuple[Factorization, list[Rank]]  # a method, and the ranks at which its harm is wanted
+
+
+def offers(layer: Layer, methods: Sequence[Factorization], moments: Moments | None, *, multiple_of: int = 1) -> list[Offer]:
+    """Return the methods and ranks that pay on a layer.
+
+    Args:
+        layer: The layer.
+        methods: The decompositions that compete.
+        moments: Of this layer. With them every replacement has a corrected bias; where they hold no input covariance only
+            methods that need none are offered.
+        multiple_of: Only ranks that are multiples of this; methods that are fitted on a coarse grid are asked for all of the
+            grid, since `layer_menu` finds the multiples between.
+    """
+    found: list[Offer] = []
+    for method in methods:
+        if moments is not None and moments.covariance is None and not method.response_only:
+            continue
+        ranks = method.candidates(layer.convolution)
+        ranks = [rank for rank in ranks if isinstance(rank, int) or _allowed(rank, multiple_of)]
+        ranks = [rank for rank in ranks if pays(Option(layer, method, rank, 0.0, moments is not None).cost, layer.cost)]
+        if ranks:
+            found.append((method, ranks))
+    return found
+
+
+def layer_menu(
+    layer: Layer, offered: Sequence[Offer], harms: Sequence[Sequence[float]], *, bias: bool, multiple_of: int = 1
+) -> LayerMenu:
+    """Return the menu of one layer; its first option leaves the layer alone.
+
+    Args:
+        layer: The layer.
+        offered: From `offers`.
+        harms: Predicted harm of each method and rank.
+        bias: Whether replacements have a corrected bias.
+        multiple_of: Only ranks that are multiples of this.
+    """
+    options, column = [Option(layer)], [0.0]
+    for (method, ranks), losses in zip(offered, harms, strict=True):
+        found = dict(zip(ranks, losses, strict=True)) | _between(ranks, losses, multiple_of)
+        for rank in sorted(found):
+            if _allowed(rank, multiple_of):
+                options.append(Option(layer, method, rank, 0.0, bias))
+                column.append(found[rank])
+    return LayerMenu.of(options, column)
+
+
+def _between(ranks: Sequence[Rank], harms: Sequence[float], multiple_of: int) -> dict[Rank, float]:
+    """Return the multiples between the ranks that were fitted, with harms interpolated in the logarithms of both.
+
+    Methods without a closed form are fitted on a coarse grid, which has few multiples; what lies between is smooth (monotone
+    cubic interpolation, Fritsch and Carlson 1980). Where any rank will do, finer steps than the grid's gain nothing.
+    """
+    least = 1e-4 * max(harms)  # below it the method is about to be exact, and the logarithm falls without end
+    known = {rank: harm for rank, harm in zip(ranks, harms, strict=True) if isinstance(rank, int) and harm > least}
+    if multiple_of == 1 or len(known) < 2:
+        return {}
+    from scipy.interpolate import PchipInterpolator  # takes 2 s to import
+
+    fitted = sorted(known)
+    wanted = [rank for rank in range(multiple_of, fitted[-1], multiple_of) if fitted[0] < rank and rank not in known]
+    curve = PchipInterpolator(np.log(fitted), np.log([known[rank] for rank in fitted]))
+    return dict(zip(wanted, np.exp(curve(np.log(wanted))).tolist(), strict=True)) if wanted else {}
+
+
+def _allowed(rank: Rank, multiple_of: int) -> bool:
+    return all(number % multiple_of == 0 for number in as_tuple(rank))

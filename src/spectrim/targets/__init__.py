@@ -1,0 +1,1 @@
+"""Runtimes: how long a network takes on them."""
