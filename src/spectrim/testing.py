@@ -25,7 +25,6 @@ from spectrim.network.survey import find_layers
 from spectrim.sensitivity.moments import gather_moments
 
 
-
 def check_factorization(
     method: Factorization, module: nn.Module, x: Tensor, *, tolerance: float = 1e-9, data: bool = True
 ) -> bool:

@@ -15,7 +15,7 @@ from cyclopts import App, CycloptsError
 
 import spectrim
 from spectrim.cli import compress, demo, evaluate, inspect, train
-from spectrim.cli.shared import err
+from spectrim.cli.terminal import err
 from spectrim.core.cost import BudgetError
 
 app = App(

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 from torch import nn
 
+from spectrim.cli.options import (
+    VALIDATION,
+    Choice,
+    Inputs,
+    Json,
+    TrainingOptions,
+    Whole,
+    plan_file,
+    print_original,
+    score_original,
+)
+from spectrim.cli.runs import Run, options_of
 from spectrim.cli.splits import Sources, training_data
-from spectrim.network.accuracy import Accuracy
-from spectrim.cli.shared import HELD, Choice, Json, Source, Training, Whole, begin, look, progress, show, unfinished
-from spectrim.pipeline.compress import compress as run
+from spectrim.cli.terminal import progress, show
 from spectrim.core.cost import Budget, Keep, MaxDrop
+from spectrim.core.records import Training
+from spectrim.network.accuracy import Accuracy
+from spectrim.pipeline.account import complete
+from spectrim.pipeline.compress import compress as run_pipeline
 from spectrim.pipeline.result import Result
 from spectrim.train import Recipe, fit
 
@@ -21,26 +34,27 @@ from spectrim.train import Recipe, fit
 def compress(
     model: str,
     *,
-    source: Source,
+    inputs: Inputs,
     out_dir: Annotated[str, Parameter(name="--out")],
     keep: float | None = None,
     max_drop: float | None = None,
     metric: str = "macs",
+    plan: str | None = None,
     choice: Choice = Choice(),
     refit: bool = True,
     batchnorm: bool = False,
     finetune_epochs: Whole = 0,
-    training: Training = Training(),
+    training: TrainingOptions = TrainingOptions(),
     resume: bool = False,
     as_json: Json = False,
 ) -> None:
-    """Compress a network to a budget and write the result to a folder.
+    """Compress a network to a budget, or by a plan, and write the result to a folder.
 
     Parameters
     ----------
     model
         torchvision:NAME, timm:NAME, module.path:callable or file.py:callable.
-    source
+    inputs
         The network and the images.
     out_dir
         Folder to write; it must be new or empty.
@@ -50,6 +64,8 @@ def compress(
         Points of top-1 that may be lost, such as 1.5; before fine-tuning.
     metric
         params or macs.
+    plan
+        A plan.json of your own, such as an edited one: built and fitted as a chosen one; a budget given with it is checked.
     choice
         What may be chosen for each layer.
     refit
@@ -65,55 +81,78 @@ def compress(
     as_json
         Print the report as JSON.
     """
-    budget = _budget(keep, max_drop, metric)
-    if finetune_epochs and source.calibration is None:
+    budget = _budget(keep, max_drop, metric, given=plan is not None)
+    if plan is not None and (choice.methods is not None or choice.search is not None):
+        raise ValueError("--plan says what is done to each layer; leave --methods and --search out")
+    own = None if plan is None else plan_file(plan)
+    if finetune_epochs and inputs.calibration is None:
         raise ValueError("--finetune-epochs needs labelled training images: give them with --calibration")
-    if training != Training() and not finetune_epochs:
-        raise ValueError("--distill, --rate and other words about training need --finetune-epochs N")
-    target, partial = begin(out_dir, resume)
-    network = source.network(model)
-    sources = source.open(choice, held=HELD if finetune_epochs else 1.0 if isinstance(budget, MaxDrop) else 0.0)
-    words = {"source": source, "choice": choice, "keep": keep, "max-drop": max_drop, "metric": metric, "refit": refit}
-    words |= {"batchnorm": batchnorm, "finetune-epochs": finetune_epochs, "training": training, "model": model}
-    with progress(as_json) as tell, unfinished(partial, resume, words):
-        config = dataclasses.replace(choice.config(source.seed, partial, tell), refit=refit, batchnorm=batchnorm)
-        one = sources.selection is sources.test and isinstance(budget, MaxDrop)  # what is decided on is no test
-        scorer = look(network, sources, tell, as_json, test=not one, training=training.batch if finetune_epochs else 0)
-        evaluate = Accuracy(sources.selection) if isinstance(budget, MaxDrop) else None
-        result = run(
+    if training != TrainingOptions() and not finetune_epochs:
+        raise ValueError("--distill, --rate and other options of training need --finetune-epochs N")
+    arguments = options_of(
+        model=model,
+        inputs=inputs,
+        keep=keep,
+        max_drop=max_drop,
+        metric=metric,
+        plan=plan,
+        choice=choice,
+        refit=refit,
+        batchnorm=batchnorm,
+        finetune_epochs=finetune_epochs,
+        training=training,
+    )
+    run = Run.at(out_dir, arguments, resume)
+    if run.finished:
+        return run.show_finished(as_json)
+    network = inputs.network(model)
+    deciding = isinstance(budget, MaxDrop)
+    sources = inputs.open(choice, validation=VALIDATION if finetune_epochs else float(deciding))
+    with progress(as_json) as advance, run.working():
+        config = dataclasses.replace(choice.config(inputs.seed, run.partial, advance), refit=refit, batchnorm=batchnorm)
+        same = sources.selection is sources.test and deciding  # what is decided on is no test
+        scorer = score_original(network, sources, advance, test=not same, training=training.batch if finetune_epochs else 0)
+        if not as_json:
+            print_original(sources, scorer)
+        result = run_pipeline(
             network,
-            sources.example.to(source.device),
+            sources.example.to(inputs.device),
             budget=budget,
+            plan=own,
             calibration=sources.calibration,
-            evaluate=evaluate,
+            evaluate=Accuracy(sources.selection) if deciding else None,
             config=config,
         )
-        trained, seconds = {}, dict(result.report.seconds)
+        trained = None
         if finetune_epochs:
-            recipe = training.recipe("adamw", finetune_epochs, source.seed, partial, tell)
+            recipe = training.recipe("adamw", finetune_epochs, inputs.seed, run.partial, advance)
             trained = _fine_tuned(result.model, network, sources, recipe)
-            seconds["fine-tuning"] = trained["seconds"]
-        tell("test images", 0.0)
+        advance("test images", 0.0)
         score = scorer.score(result.model) if scorer is not None else None
-        tell("test images", 1.0)
-    notes = filter(None, (result.report.settings.get("note"), source.note()))
-    settings = {**result.report.settings, "source": source.words(model), "note": "; ".join(notes)}
-    report = dataclasses.replace(result.report, test=score, settings=settings, training=trained, seconds=seconds)
-    Result(result.model, result.plan, report).save(target)
-    shutil.rmtree(partial, ignore_errors=True)
-    show(report, str(target), as_json)
+        advance("test images", 1.0)
+    known = {"source": inputs.source(model), "notes": inputs.notes(), "arguments": arguments}
+    report = complete(result.report, test=score, training=trained, **known)  # type: ignore[arg-type]
+    Result(result.model, result.plan, report).save(run.target)
+    run.clear()
+    show(report, str(run.target), as_json)
 
 
-def _fine_tuned(small: nn.Module, network: nn.Module, sources: Sources, recipe: Recipe) -> dict[str, Any]:
-    """Train the small network, and return what the report tells of it."""
-    looked = Accuracy(sources.selection)
-    accuracy = {"on the selection images before fine-tuning": looked(small)}
-    history = fit(small, training_data(sources.training, recipe.batch, recipe.seed), recipe=recipe, teacher=network)
-    accuracy["on the selection images after fine-tuning"] = looked(small.eval())
-    return {"recipe": recipe.words(), **dataclasses.asdict(history), "accuracy": accuracy}
+def _fine_tuned(small: nn.Module, network: nn.Module, sources: Sources, recipe: Recipe) -> Training:
+    """Train the small network."""
+    evaluate = Accuracy(sources.selection)
+    before = evaluate(small)
+    training = fit(small, training_data(sources.training, recipe.batch, recipe.seed), recipe=recipe, teacher=network)
+    accuracy = {
+        "on the selection images before fine-tuning": before,
+        "on the selection images after fine-tuning": evaluate(small.eval()),
+    }
+    return dataclasses.replace(training, accuracy=accuracy)
 
 
-def _budget(keep: float | None, max_drop: float | None, metric: str) -> Budget:
+def _budget(keep: float | None, max_drop: float | None, metric: str, *, given: bool) -> Budget | None:
+    """Return the budget; with a given plan there may be none."""
+    if given and keep is None and max_drop is None:
+        return None
     if (keep is None) == (max_drop is None):
-        raise ValueError("give exactly one budget: --keep FRACTION or --max-drop POINTS")
+        raise ValueError("give exactly one budget: --keep FRACTION or --max-drop POINTS (none is needed with --plan FILE)")
     return Keep(keep, metric) if keep is not None else MaxDrop(max_drop or 0.0, metric)  # type: ignore[arg-type]

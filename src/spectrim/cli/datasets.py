@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spectrim.train.batches import order, place
 from spectrim.cli.models import import_callable
+from spectrim.train.batches import order, place
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
 KINDS = "parquet:FILE, imagefolder:DIR, npz:FILE, fashion-mnist:DIR, module.path:callable or file.py:callable"

@@ -6,7 +6,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from spectrim.cli.shared import Json, free, progress, show
+from spectrim.cli.options import Json
+from spectrim.cli.runs import free
+from spectrim.cli.terminal import progress, show
 from spectrim.demo import run_demo
 from spectrim.pipeline.result import check_output
 
@@ -23,7 +25,7 @@ def demo(*, out_dir: Annotated[str | None, Parameter(name="--out")] = None, as_j
     """
     folder = out_dir or free("spectrim-demo")
     check_output(folder)
-    with progress(as_json) as tell:
-        result = run_demo(tell)
+    with progress(as_json) as advance:
+        result = run_demo(advance)
     result.save(folder)
     show(result.report, folder, as_json)

@@ -7,11 +7,12 @@ import json
 import sys
 from pathlib import Path
 
-from spectrim.cli.splits import Specs, first_examples, split_data
-from spectrim.network.accuracy import Accuracy, Scorer
-from spectrim.cli.shared import FROM_DATA, Json, Whole, device_of
-from spectrim.pipeline.result import load
 from spectrim.cli.models import load_weights, make_model
+from spectrim.cli.options import Json, Whole, device_of
+from spectrim.cli.splits import Specs, first_examples, split_data
+from spectrim.core.records import Report, Source
+from spectrim.network.accuracy import Accuracy, Scorer
+from spectrim.pipeline.result import load
 
 
 def evaluate(
@@ -43,19 +44,20 @@ def evaluate(
     file = Path(run) / "report.json"
     if not file.is_file():
         raise ValueError(f"{run!r} is no saved result: it has no report.json")
-    source = json.loads(file.read_text())["settings"].get("source")
+    source = Report.from_json(file.read_text()).source
     if source is None:
         raise ValueError(f"{run!r} was not written by the command line, so its model is unknown; use spectrim.load in Python")
-    original = make_model(source["model"]).to(device_of(device))
+    original = make_model(_found(source.model, source)).to(device_of(device))
     small = load(run, original).to(device)
-    labelled = data or source["data"]
-    form = {"input_shape": source["input"], "mean": source["mean"], "std": source["std"]}
-    testing = split_data(Specs(data=labelled, calibration=labelled, **form), images=(1, 0)).test
+    labelled = data or _found(source.data, source)
+    specs = Specs(data=labelled, calibration=labelled, input_shape=source.input, mean=source.mean, std=source.std)
+    testing = split_data(specs, images=(1, 0)).test
     if images is not None:
         testing = first_examples(testing, images)
     accuracy = Accuracy(testing)
-    if source["weights"] is not None and Path(source["weights"]).is_file():
-        load_weights(original, source["weights"], trust_pickle=trust_pickle)
+    weights = None if source.weights is None else _found(source.weights, source)
+    if weights is not None and Path(weights).is_file():
+        load_weights(original, weights, trust_pickle=trust_pickle)
         score = Scorer(accuracy, original).score(small)
         values = {**dataclasses.asdict(score), "drop": score.drop}
         text = score.text()
@@ -64,7 +66,17 @@ def evaluate(
         error = float(hits.std() / len(hits) ** 0.5)
         values = {"after": float(hits.mean()), "standard_error": 100 * error, "examples": len(hits)}
         text = f"{100 * values['after']:.2f} +- {100 * error:.2f} ({len(hits):,} images; the original's weights are not there)"
-    if labelled == source["data"] and source["calibration"] == FROM_DATA:
+    if source.calibration is None and (data is None or data == source.data):
         values["note"] = "some of these images were calibrated or decided on"
         text += f"\nnote   {values['note']}"
     sys.stdout.write(json.dumps(values, indent=1) + "\n" if as_json else f"top-1  {text}\n")
+
+
+def _found(spec: str, source: Source) -> str:
+    """Return a spec whose path is there, as typed from here or from the folder in which the run was made."""
+    kind, colon, rest = spec.partition(":")
+    for head, path, tail in ((f"{kind}{colon}", rest, ""), ("", kind, f"{colon}{rest}"), ("", spec, "")):
+        there = Path(source.folder) / path
+        if path and source.folder and not Path(path).exists() and there.exists():
+            return f"{head}{there}{tail}"
+    return spec

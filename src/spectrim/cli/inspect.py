@@ -9,10 +9,11 @@ import torch
 from cyclopts import Parameter
 from rich.console import Console
 
-from spectrim.cli.splits import DEFAULT_INPUT, parse_shape
-from spectrim.cli.shared import Json, out
-from spectrim.pipeline.inspect import inspect as look
 from spectrim.cli.models import load_weights, make_model
+from spectrim.cli.options import Json
+from spectrim.cli.splits import DEFAULT_INPUT, parse_shape
+from spectrim.cli.terminal import out
+from spectrim.pipeline.inspect import inspect as look
 
 
 def inspect(

@@ -99,15 +99,15 @@ class Specs:
         return given
 
 
-def split_data(specs: Specs, *, images: tuple[int, int], held: float = 0.0) -> Sources:
+def split_data(specs: Specs, *, images: tuple[int, int], validation: float = 0.0) -> Sources:
     """Return the images by purpose.
 
     Args:
         specs: Where they are, and what becomes of them.
         images: How many are for calibration, and how many more a rank selection wants to measure on; these come behind the
             others as far as they leave half of the source.
-        held: Largest share of the calibration source that decisions may keep away from training. 1: there will be no training,
-            but decisions, and of a small source they get half. 0: neither.
+        validation: Largest share of the calibration source that decisions may keep away from training. 1: there will be no
+            training, but decisions, and of a small source they get half. 0: neither.
     """
     given = specs.named()
     pools: dict[str, _Stored | _Given]
@@ -122,12 +122,12 @@ def split_data(specs: Specs, *, images: tuple[int, int], held: float = 0.0) -> S
         pools = {name: _Stored(images, form) for name, images in opened.items()}
     source = pools.get("calibration", pools["data"])
     half = max(1, len(source) // 2)
-    shared = specs.selection is None and held == 1  # decisions need images of this source, too
+    shared = specs.selection is None and validation == 1  # decisions need images of this source, too
     count = min(images[0], half if specs.calibration is None or shared else len(source))
     count = max(count, min(sum(images), half))
-    kept = 0 if specs.selection is not None else min(SELECTION, max(1, int((held or 1) * len(source))))
-    if 0 < held < 1:  # there will be training: what decisions look at is kept away from everything else
-        count = max(1, min(count, len(source) - kept))
+    reserved = 0 if specs.selection is not None else min(SELECTION, max(1, int((validation or 1) * len(source))))
+    if 0 < validation < 1:  # there will be training: what decisions look at is kept away from everything else
+        count = max(1, min(count, len(source) - reserved))
     order = np.random.default_rng(0).permutation(len(source)).tolist()  # stored images are often sorted by class
     first, rest = order[:count], order[count:] or order[:count]
     head = source.part(first)
@@ -135,8 +135,8 @@ def split_data(specs: Specs, *, images: tuple[int, int], held: float = 0.0) -> S
     if specs.calibration is None:
         others = _in_memory(source.part(rest))
         return Sources(example, head, others if chosen is None else _in_memory(chosen), others, form=form)
-    training = source.part([*first, *order[count + kept :]])
-    deciding = source.part(rest[:kept]) if chosen is None else chosen
+    training = source.part([*first, *order[count + reserved :]])
+    deciding = source.part(rest[:reserved]) if chosen is None else chosen
     return Sources(example, head, _in_memory(deciding), _in_memory(pools["data"].whole()), training, form)
 
 
@@ -210,10 +210,10 @@ def first_examples(batches: Any, count: int) -> Any:
     """Return the batches of the first `count` examples."""
     if isinstance(batches, Batches):
         return dataclasses.replace(batches, images=batches.images.part(range(min(count, len(batches.images)))))
-    kept = []
+    found = []
     for inputs, labels in batches:
-        kept.append((inputs[:count], labels[:count]))
-        count -= len(kept[-1][0])
+        found.append((inputs[:count], labels[:count]))
+        count -= len(found[-1][0])
         if count <= 0:
             break
-    return kept
+    return found

@@ -36,7 +36,9 @@ class LayerMenu:
     @staticmethod
     def of(options: Sequence[Option], harms: Sequence[float]) -> LayerMenu:
         """Return the menu of a layer from its options and their predicted harms."""
-        costs = {metric: np.array([option.cost.of(metric) for option in options], dtype=np.int64) for metric in METRICS}
+        costs: dict[str, np.ndarray] = {}
+        for metric in METRICS:
+            costs[metric] = np.array([option.cost.of(metric) for option in options], dtype=np.int64)
         return LayerMenu(tuple(options), costs, {RESPONSE: np.array(harms, dtype=np.float64)})
 
     @property
@@ -70,7 +72,9 @@ class Menu:
 
     def cost(self, chosen: Sequence[int], metric: Metric) -> int:
         """Return the cost of the whole network with one option of each layer."""
-        saved = sum(int(row.costs[metric][0] - row.costs[metric][index]) for row, index in zip(self.layers, chosen, strict=True))
+        saved = sum(
+            int(row.costs[metric][0] - row.costs[metric][index]) for row, index in zip(self.layers, chosen, strict=True)
+        )
         return self.original.of(metric) - saved
 
     def least(self, metric: Metric) -> int:

@@ -210,6 +210,7 @@ class Report:
         config: The settings that decide the result.
         versions: Of this package and of torch.
         source: Where the command line had everything from; None in Python.
+        arguments: Of the command line, by name.
     """
 
     budget: str
@@ -235,6 +236,7 @@ class Report:
     config: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     source: Source | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def kept(self) -> tuple[float, float]:
@@ -289,7 +291,8 @@ class Report:
             if score is not None:
                 rows.append((name, f"{100 * score.before:.2f}", f"{100 * score.after:.2f}", f"{score.drop:.2f} points lost"))
         cells = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-        return f"<table><caption>{escape(self.title)}</caption><tr><th></th><th>before</th><th>after</th><th></th></tr>{cells}</table>"
+        head = f"<caption>{escape(self.title)}</caption><tr><th></th><th>before</th><th>after</th><th></th></tr>"
+        return f"<table>{head}{cells}</table>"
 
     def lines(self) -> list[str]:
         """Return the findings, a line each. Deprecated: print the `Result`, or use `spectrim.report.lines`."""
@@ -312,7 +315,9 @@ class Report:
     @property
     def settings(self) -> dict[str, Any]:
         """Return what is now `config`, `versions`, `images`, `notes` and `source`. Deprecated."""
-        warnings.warn("Report.settings is now Report.config, versions, images, notes and source", DeprecationWarning, stacklevel=2)
+        warnings.warn(
+            "Report.settings is now Report.config, versions, images, notes and source", DeprecationWarning, stacklevel=2
+        )
         found = {"config": dict(self.config), "torch": self.versions.get("torch", ""), "calibration images": self.images}
         return found | {"note": "; ".join(self.notes)} | ({"source": asdict(self.source)} if self.source else {})
 
@@ -326,11 +331,11 @@ def _moved(name: str) -> Any:
 def _report(data: Mapping[str, Any]) -> Report:
     """Return the report of JSON data of the present schema; fields that it does not know are left out."""
     values = {f.name: data[f.name] for f in fields(Report) if f.name in data}
-    for name, kind in (("before", Cost), ("after", Cost), ("source", Source), ("training", Training)):
-        values[name] = None if values.get(name) is None else _record(kind, values[name])
-    for name in ("selection", "test"):
-        values[name] = None if values.get(name) is None else _record(Score, values[name])
-    for name, kind in (("rows", Row), ("tries", Try), ("flatness", Curve)):
+    singles = {"before": Cost, "after": Cost, "source": Source, "training": Training, "selection": Score, "test": Score}
+    for name, single in singles.items():
+        values[name] = None if values.get(name) is None else _record(single, values[name])
+    several = {"rows": Row, "tries": Try, "flatness": Curve}
+    for name, kind in several.items():
         values[name] = tuple(_record(kind, item) for item in values.get(name, ()))
     values["notes"] = tuple(values.get("notes", ()))
     pair = values.get("latency")

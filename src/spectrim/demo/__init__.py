@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
+from spectrim.core.cost import Budget, MaxDrop
+from spectrim.core.progress import Progress
+from spectrim.demo.net import FashionNet
 from spectrim.network.accuracy import Accuracy, Scorer
 from spectrim.pipeline.account import complete
 from spectrim.pipeline.compress import compress
 from spectrim.pipeline.config import Config
-from spectrim.core.cost import Budget, MaxDrop
-from spectrim.core.progress import Progress
-from spectrim.demo.net import FashionNet
 from spectrim.pipeline.result import Result
 
 MEAN, STD = 0.2860, 0.3530  # of the training images

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from spectrim.core.factorization import Factorization, Fit, Moments, Rank
+from spectrim.core.layer import Layer
 from spectrim.factorize.algebra import eye_like, symmetric_roots
 from spectrim.factorize.parts import pointwise, spatial
-from spectrim.core.layer import Layer
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from spectrim.core.factorization import Factorization, Fit, Moments, Rank
+from spectrim.core.layer import Layer
 from spectrim.factorize.algebra import (
     channel_metric,
     output_metric,
@@ -19,9 +20,8 @@ from spectrim.factorize.algebra import (
     regression_slope,
     symmetric_roots,
 )
-from spectrim.factorize.parts import grid, pointwise, spatial
 from spectrim.factorize.nested import left_vectors
-from spectrim.core.layer import Layer
+from spectrim.factorize.parts import grid, pointwise, spatial
 
 SWEEPS = 60  # of alternating least squares
 SWEEPS_NEAR = 10  # from factors of a weight that was nearly the same
@@ -229,9 +229,7 @@ def _start(spaces: Sequence[Tensor], rank: int) -> list[Tensor]:
     return modes
 
 
-def _system(
-    inner: Tensor, grams: Sequence[Tensor], mode: int, ridge: float, middle: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _system(inner: Tensor, grams: Sequence[Tensor], mode: int, ridge: float, middle: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return matrix (r, r) and right-hand side (r, size) of the least-squares factor of one mode.
 
     Args:

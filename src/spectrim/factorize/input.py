@@ -9,9 +9,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from spectrim.core.factorization import Factorization, Fit, Moments, Rank
-from spectrim.factorize.parts import pointwise, spatial
-from spectrim.factorize.nested import nested, nested_losses
 from spectrim.core.layer import Layer
+from spectrim.factorize.nested import nested, nested_losses
+from spectrim.factorize.parts import pointwise, spatial
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from spectrim.core.factorization import Factorization, Fit, Moments, Rank
-from spectrim.factorize.parts import spatial
-from spectrim.factorize.nested import nested, nested_losses, permute_inputs
 from spectrim.core.layer import Layer
+from spectrim.factorize.nested import nested, nested_losses, permute_inputs
+from spectrim.factorize.parts import spatial
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from spectrim.core.factorization import Factorization, Fit, Moments, Rank
+from spectrim.core.layer import Layer
 from spectrim.factorize.algebra import eye_like, harm, regress_last, ridge, symmetric_roots
 from spectrim.factorize.parts import grid, pointwise, spatial
-from spectrim.core.layer import Layer
 
 STEPS = 24
 

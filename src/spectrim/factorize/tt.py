@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from spectrim.core.factorization import Factorization, Fit, Moments, Rank
+from spectrim.core.layer import Layer
 from spectrim.factorize.algebra import channel_metric, harm, output_metric, regress_last, symmetric_roots
 from spectrim.factorize.parts import grid, pointwise, spatial
-from spectrim.core.layer import Layer
 
 STEPS = 16
 
@@ -154,12 +154,12 @@ def _linear_parts(layer: Layer, rank: int) -> tuple[Layer, ...]:
     split = Layer(name, "Unflatten", (s1, s2), layer.inputs)
     first = Layer(name, "Conv1d", (t1 * rank, s1, 1), split.outputs, (1,), (0,), (), (1,))
     widen = Layer(name, "Unflatten", (t1, rank), first.outputs)
-    join = Layer(name, "Flatten", (), widen.outputs, groups=2)
+    join = Layer(name, "Flatten", (), widen.outputs, start_dim=2)
     second = Layer(name, "Linear", (t2, rank * s2), join.outputs)
-    flat = Layer(name, "Flatten", (), second.outputs, groups=1)
+    flat = Layer(name, "Flatten", (), second.outputs)
     column = Layer(name, "Unflatten", (outputs, 1), flat.outputs)
     scale = replace(first, weight=(outputs, 1, 1), inputs=column.outputs, groups=outputs, bias=layer.bias)
-    return split, first, widen, join, second, flat, column, scale, Layer(name, "Flatten", (), scale.outputs, groups=1)
+    return split, first, widen, join, second, flat, column, scale, Layer(name, "Flatten", (), scale.outputs)
 
 
 def _linear_factors(weight: Tensor, rank: int) -> tuple[Tensor, ...]:

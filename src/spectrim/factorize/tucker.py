@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from spectrim.core.factorization import Factorization, Fit, Moments, Rank
-from spectrim.factorize.algebra import output_metric, symmetric_roots
-from spectrim.factorize.parts import grid, pointwise, spatial
-from spectrim.factorize.nested import nested
 from spectrim.core.layer import Layer
+from spectrim.factorize.algebra import output_metric, symmetric_roots
+from spectrim.factorize.nested import nested
+from spectrim.factorize.parts import grid, pointwise, spatial
 
 STEPS = 12  # grid points per mode
 

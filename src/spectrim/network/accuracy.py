@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from spectrim.network.calling import call, evaluation_mode, tensors_of
 from spectrim.core.records import Score
+from spectrim.network.calling import call, evaluation_mode, tensors_of
 
 Evaluate = Callable[[nn.Module], float]
 
@@ -84,6 +84,15 @@ class Scorer:
     def mean(self) -> float:
         """Score of the original network."""
         return float(self.before.mean()) if isinstance(self.before, Tensor) else self.before
+
+    def check_fraction(self) -> None:
+        """Check that the original network's score is a fraction, so that drops in points mean something.
+
+        Raises:
+            ValueError: If it is not between -1 and 1.
+        """
+        if abs(self.mean) > 1:
+            raise ValueError(f"evaluate returned {self.mean:g}; MaxDrop needs a fraction between 0 and 1, such as 0.917")
 
     def score(self, model: nn.Module) -> Score:
         """Return the scores of the original and of this network.

@@ -21,9 +21,9 @@ from torch.utils.hooks import RemovableHandle
 from spectrim.core.layer import Layer, Shape
 from spectrim.network.calling import (
     CONVOLUTIONS,
-    Example,
     STOCK,
     TRANSPOSED,
+    Example,
     batch_size,
     call,
     doubled,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -155,6 +156,7 @@ def complete(
     training: Training | None = None,
     source: Source | None = None,
     notes: Sequence[str] = (),
+    arguments: Mapping[str, Any] | None = None,
 ) -> Report:
     """Return a report with what only its caller knows.
 
@@ -164,6 +166,7 @@ def complete(
         training: Fine-tuning after the compression.
         source: Where the network and the images came from.
         notes: What a reader must know.
+        arguments: Of the command line.
     """
     seconds = report.seconds if training is None else {**report.seconds, "fine-tuning": training.seconds}
     return replace(
@@ -173,11 +176,12 @@ def complete(
         source=source,
         notes=(*report.notes, *notes),
         seconds=seconds,
+        arguments=arguments or {},
     )
 
 
 def interactions(prepared: Prepared, plan: Plan, small: nn.Module, batches: Sequence[Example]) -> Interactions:
-    """Return what interactions say of a plan: the prediction around the original network, the rest around the compressed one."""
+    """Return what interactions say of a plan: predicted around the original network, the rest around the compressed one."""
     model, moments, harm = prepared.model, prepared.moments, prepared.harm
     assert moments is not None
     before = [(name, factorized(option, model.get_submodule(name), moments[name])) for name, option in plan.items()]

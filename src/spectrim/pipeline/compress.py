@@ -22,7 +22,7 @@ from spectrim.pipeline.result import Result
 
 
 @undisturbed()
-def compress(
+def compress(  # noqa: PLR0913
     model: nn.Module,
     example: Example,
     *,
@@ -83,7 +83,8 @@ def _check_cost(plan: Plan, budget: Keep) -> None:
     kept = plan.cost.of(budget.metric) / plan.original.of(budget.metric)
     if kept > budget.fraction + 1e-9:
         raise BudgetError(
-            f"the given plan keeps {kept:.4f} of the {budget.metric}, more than {budget} allows; lower ranks, or leave the budget out"
+            f"the given plan keeps {kept:.4f} of the {budget.metric}, more than {budget} allows; lower ranks, or leave the "
+            "budget out"
         )
 
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from spectrim.core.factorization import Factorization, describe
-from spectrim.factorize import CP, ChannelSVD, SpatialSVD
-from spectrim.sensitivity.divergence import Harm
+from spectrim.core.progress import Progress
 from spectrim.core.search import Search
+from spectrim.factorize import CP, ChannelSVD, SpatialSVD
 from spectrim.search import Knapsack
+from spectrim.sensitivity.divergence import Harm
 
 
 @dataclass(frozen=True)

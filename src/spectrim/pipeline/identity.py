@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from spectrim.network.calling import Example, tensors_of
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), torch.dtype, torch.device, torch.Size, np.generic)
+CALLABLE = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodDescriptorType)
+OBJECT_REDUCE: Any = object.__reduce__  # of objects that are their attributes and nothing else
 DEEPEST = 60  # levels of objects within objects; what lies deeper cannot be told
 
 
@@ -70,41 +72,43 @@ def _text(value: Any, seen: dict[int, Any], depth: int) -> str:
         return f"the one above: {type(value).__qualname__}"
     if depth > DEEPEST:
         raise UnknownIdentityError("it is nested too deeply")
-    seen = {**seen, id(value): value}
-
-    def inner(item: Any) -> str:
-        return _text(item, seen, depth + 1)
-
     if isinstance(value, Tensor):
         return _tensor(value)
     if isinstance(value, np.ndarray) and not value.dtype.hasobject:
         return f"{value.dtype} {value.shape} {hashlib.blake2b(np.ascontiguousarray(value).tobytes()).hexdigest()}"
-    if isinstance(value, Mapping):
-        return f"{type(value).__qualname__} {sorted((inner(key), inner(item)) for key, item in value.items())}"
-    if isinstance(value, (tuple, list)):
-        return f"{type(value).__qualname__} {[inner(item) for item in value]}"
-    if isinstance(value, (set, frozenset)):
-        return f"{type(value).__qualname__} {sorted(inner(item) for item in value)}"
-    if isinstance(value, functools.partial):
-        return f"partial {inner(value.func)} {inner(value.args)} {inner(value.keywords)}"
-    if isinstance(value, types.MethodType):
-        return f"method {inner(value.__func__)} {inner(value.__self__)}"
-    if isinstance(value, types.ModuleType):
-        if _packaged(value.__name__):
-            return _named(value.__name__, "")
-        raise UnknownIdentityError(f"it uses the module {value.__name__!r} as a whole")
-    if isinstance(value, (type, types.FunctionType)) and not _packaged(value.__module__):
-        return f"{value.__qualname__} {inner(_inside(value))}"
-    if isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType, types.MethodDescriptorType)):
+    if isinstance(value, types.ModuleType) and _packaged(value.__name__):
+        return _named(value.__name__, "")
+    if isinstance(value, CALLABLE) and _packaged(getattr(value, "__module__", None) or "builtins"):
         return _named(str(getattr(value, "__module__", "")), value.__qualname__)
+    parts, seen = _parts(value), {**seen, id(value): value}
+    texts = [_text(part, seen, depth + 1) for part in parts]
+    return f"{type(value).__qualname__} {sorted(texts) if isinstance(value, (set, frozenset, Mapping)) else texts}"
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    """Return what a value is made of.
+
+    Raises:
+        UnknownIdentityError: If that cannot be told.
+    """
+    if isinstance(value, Mapping):
+        return list(value.items())
+    if isinstance(value, (tuple, list, set, frozenset)):
+        return list(value)
+    if isinstance(value, functools.partial):
+        return value.func, value.args, value.keywords
+    if isinstance(value, types.MethodType):
+        return value.__func__, value.__self__
     if isinstance(value, (staticmethod, classmethod)):
-        return f"{type(value).__qualname__} {inner(value.__func__)}"
+        return (value.__func__,)
     if isinstance(value, property):
-        return f"property {inner((value.fget, value.fset))}"
+        return value.fget, value.fset
     if isinstance(value, types.CodeType):
-        return f"{value.co_code.hex()} {value.co_names} {value.co_varnames} {inner(value.co_consts)}"
-    if hasattr(value, "__dict__") and type(value).__reduce__ is object.__reduce__:
-        return f"{inner(type(value))} {inner(vars(value))}"
+        return value.co_code, value.co_names, value.co_varnames, value.co_consts
+    if isinstance(value, (type, types.FunctionType)):
+        return value.__qualname__, _inside(value)
+    if hasattr(value, "__dict__") and not isinstance(value, types.ModuleType) and type(value).__reduce__ is OBJECT_REDUCE:
+        return type(value), vars(value)
     raise UnknownIdentityError(f"it holds a {type(value).__qualname__}")
 
 

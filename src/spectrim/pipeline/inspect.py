@@ -14,13 +14,13 @@ from torch import nn
 
 from spectrim.core.cost import Cost
 from spectrim.core.factorization import Factorization, describe
-from spectrim.factorize import CP, ChannelSVD, InputSVD, SpatialSVD, TensorTrain, TiledSVD, Tucker2
 from spectrim.core.layer import Layer, Shape
-from spectrim.network.calling import Example, tensors_of, unwrap
-from spectrim.report.text import short
+from spectrim.factorize import CP, ChannelSVD, InputSVD, SpatialSVD, TensorTrain, TiledSVD, Tucker2
 from spectrim.network.build import working_weight
+from spectrim.network.calling import Example, tensors_of, unwrap
 from spectrim.network.counting import cost
 from spectrim.network.survey import survey
+from spectrim.report.text import short
 
 ALL: tuple[Factorization, ...] = (
     ChannelSVD(),

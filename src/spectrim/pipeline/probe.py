@@ -55,7 +55,8 @@ class NetworkProbe(Probe):
         fitted = self.fitted(plan)
         modules = [self._module(fitted, layer, index) for layer, index in alternatives]
         sweep = quadratic_models(self.prepared.model, fitted.model, modules, self.moving, harm=self.prepared.harm)
-        for done, found in enumerate(sweep, 1):
+        found = next(sweep)
+        for done, found in enumerate(sweep, 2):  # noqa: B007
             self.ledger.tick("search", 0.99 * done / len(self.moving))
         self._count(self.moving, forward=2 + len(alternatives) / max(len(plan), 1), backward=2)
         return found
@@ -75,9 +76,7 @@ class NetworkProbe(Probe):
             assert prepared.moments is not None
             if prepared.config.refit:
                 small, targets = duplicate(prepared.model), {}
-                for layer in refit(
-                    prepared.model, plan, prepared.calibration, prepared.moments, seed=prepared.config.seed
-                ):
+                for layer in refit(prepared.model, plan, prepared.calibration, prepared.moments, seed=prepared.config.seed):
                     replace_module(small, layer.name, layer.module)
                     targets[layer.name] = layer.target
                 self._fitted[name] = Fitted(small, targets)

@@ -18,6 +18,8 @@ from spectrim.pipeline.prepare import Prepared
 from spectrim.refit.batchnorm import reestimate_batchnorm
 from spectrim.refit.regression import refit
 
+TWICE = "not refitted, since one forward calls it more than once"
+
 
 @dataclass(frozen=True, eq=False)
 class Realized:
@@ -59,7 +61,11 @@ def realize(prepared: Prepared, plan: Plan) -> Realized:
                     layers = refit(prepared.model, plan, prepared.calibration, prepared.moments, seed=config.seed)
                     for done, layer in enumerate(layers, 1):
                         replace_module(small, layer.name, layer.module)
-                        seen = f"refitted on {layer.images:,} images" if layer.images else "not refitted: one forward calls it twice"
+                        seen = (
+                            f"refitted on {layer.images:,} images"
+                            if layer.images
+                            else "not refitted: one forward calls it twice"
+                        )
                         decisions[layer.name] = seen
                         ledger.tick("refit", done / len(plan))
                     ledger.passed(forward=2.0)

@@ -15,8 +15,8 @@ from torch import nn
 
 from spectrim.core.plan import Plan
 from spectrim.core.records import Report
-from spectrim.report import lines, page, table
 from spectrim.network.surgery import skeleton
+from spectrim.report import lines, page, table
 
 
 @dataclass(frozen=True)

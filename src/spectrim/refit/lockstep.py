@@ -1,4 +1,4 @@
-"""Several runs of one piece of code that wait for each other: a thread for each chunk of the data, of which one runs at a time."""
+"""Several runs of one piece of code that wait for each other: a thread for each chunk of the data, one running at a time."""
 
 from __future__ import annotations
 

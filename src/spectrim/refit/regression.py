@@ -140,7 +140,8 @@ def _at(layer: Layer, y: Tensor, index: tuple[Tensor, ...]) -> Tensor:
     """Return outputs at the drawn positions, (g, M, T / g)."""
     index = tuple(axis.to(y.device) for axis in index)
     where: tuple[Tensor | slice, ...] = index if layer.kind == "Linear" else (index[0], slice(None), *index[1:])
-    return y[where].unflatten(1, (layer.groups, -1)).transpose(0, 1)
+    grouped: Tensor = y[where].unflatten(1, (layer.groups, -1))
+    return grouped.transpose(0, 1)
 
 
 def _fitting(batches: Sequence[Example], bytes_per_example: int) -> list[Example]:

@@ -60,16 +60,28 @@ def slope(outputs: Any, reference: Any, harm: Harm) -> list[Tensor]:
 def curvature_root(outputs: Any, reference: Any, harm: Harm, generator: torch.Generator) -> list[Tensor]:
     """Return random vectors v, one per example and output tensor, with E[v v^T] = H, the Hessian of the example's harm.
 
-    KL divergence: v = S e with S = diag(q^1/2) - q (q^1/2)^T, q the softmax of `outputs`, e normal. Squared error: scaled
-    noise. A user's harm: v = H^1/2 e for each example by Lanczos iteration, exact where H has few distinct eigenvalues.
+    Args:
+        outputs: Where the curvature is wanted.
+        reference: Of the original network.
+        harm: `output_harm`, or the user's.
+        generator: Of the normal noise e in v = S e; on the CPU, so that results do not depend on the device.
+    """
+    noise = [torch.randn(x.shape, generator=generator, device="cpu").to(x.device) for x in floats(outputs)]
+    return root_times(outputs, reference, harm, noise)
+
+
+def root_times(outputs: Any, reference: Any, harm: Harm, noise: list[Tensor]) -> list[Tensor]:
+    """Return S e for each example and output tensor, where S S^T = H, the Hessian of the example's harm.
+
+    KL divergence: S = diag(q^1/2) - q (q^1/2)^T, q the softmax of `outputs`. Squared error: a scale. A user's harm:
+    S = H^1/2 by Lanczos iteration, exact where H has few distinct eigenvalues.
 
     Args:
         outputs: Where the curvature is wanted.
         reference: Of the original network.
         harm: `output_harm`, or the user's.
-        generator: Of e; on the CPU, so that results do not depend on the device.
+        noise: e, one tensor like each floating-point output, (N, ...).
     """
-    noise = [torch.randn(x.shape, generator=generator, device="cpu").to(x.device) for x in floats(outputs)]
     if harm is not output_harm:
         found, value = _evaluated(outputs, reference, harm, create_graph=True)
         first = torch.autograd.grad(value, found, create_graph=True, allow_unused=True)
@@ -84,7 +96,7 @@ def curvature_root(outputs: Any, reference: Any, harm: Harm, generator: torch.Ge
             second = torch.autograd.grad(total, found, retain_graph=True, allow_unused=True)
             return len(vectors) * _joined([torch.zeros_like(x) if h is None else h for x, h in zip(found, second, strict=True)])
 
-        return _split(_root_times(bent, _joined(noise)), found)
+        return _split(_lanczos(bent, _joined(noise)), found)
     if is_logits(reference):
         q = floats(outputs)[0].detach().float().softmax(1)
         mixed = q.sqrt() * noise[0]
@@ -120,7 +132,7 @@ def _split(vectors: Tensor, like: list[Tensor]) -> list[Tensor]:
     return [part.reshape(x.shape) for part, x in zip(parts, like, strict=True)]
 
 
-def _root_times(product: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
+def _lanczos(product: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
     """Return H^1/2 times one vector for each example, (N, D), by Lanczos iteration with full orthogonalization."""
     length = start.norm(dim=1, keepdim=True)
     basis = [start / length.clamp_min(torch.finfo(start.dtype).tiny)]

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spectrim.core.factorization import Moments
-from spectrim.factorize.algebra import eye_like
-from spectrim.sensitivity.divergence import Harm, curvature_root, detached, floats, is_logits, output_harm
 from spectrim.core.layer import Layer
+from spectrim.factorize.algebra import eye_like
 from spectrim.network.calling import Example, call, count, evaluation_mode
+from spectrim.sensitivity.divergence import Harm, curvature_root, detached, floats, is_logits, output_harm
 
 POSITIONS = 65536  # sampled positions per layer for input covariances
 LARGEST = 4608  # largest lowered input (512 channels, 3 x 3) whose covariance is kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -44,11 +45,13 @@ def columns(menu: Menu, score: str, metric: Metric, model: nn.Module, data: Data
     if score in WEIGHTS:
         for row in menu.layers:
             weight = working_weight(row.layer, model.get_submodule(row.layer.name))
-            yield _by_method(row, lambda method, ranks, w=weight, r=row: WEIGHTS[score](method, r.layer, w, ranks))
+            yield _by_method(row, functools.partial(_weight_scores, score, row.layer, weight))
         return
     if score not in (*MEASURED, "whitened"):
         known = ", ".join((*WEIGHTS, "whitened", *MEASURED))
-        raise ValueError(f"the rank selection looks at the score {score!r}, which nothing computes; there are response, {known}")
+        raise ValueError(
+            f"the rank selection looks at the score {score!r}, which nothing computes; there are response, {known}"
+        )
     if data is None:
         raise ValueError("this rank selection looks at calibration images; give calibration, or take Knapsack, Energy or ALDS")
     if score == "whitened":
@@ -82,6 +85,10 @@ def _whitened(row: LayerMenu, weight: Tensor, moments: Moments) -> np.ndarray:
     whole = 0.5 * float(moments.response.diagonal(dim1=1, dim2=2).sum())
     plain = replace(moments, gradient=eye)
     return _by_method(row, lambda method, ranks: [loss / max(whole, 1e-30) for loss in method.losses(weight, ranks, plain)])
+
+
+def _weight_scores(score: str, layer: Layer, weight: Tensor, method: Factorization, ranks: Sequence[Rank]) -> list[float]:
+    return WEIGHTS[score](method, layer, weight, ranks)
 
 
 def _by_method(row: LayerMenu, scores: Callable[[Factorization, Sequence[Rank]], list[float]]) -> np.ndarray:

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spectrim.core.factorization import Factorization, Rank
-from spectrim.core.factorization import as_tuple
+from spectrim.core.factorization import Factorization, Rank, as_tuple
 from spectrim.core.layer import Layer
 
 

@@ -1,0 +1,278 @@
+"""Options that several commands share, and what their words mean."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import torch
+from cyclopts import Parameter
+from torch import nn
+
+from spectrim.cli.models import import_callable, load_weights, make_model
+from spectrim.cli.splits import Sources, Specs, first_examples, split_data
+from spectrim.cli.terminal import err
+from spectrim.core.factorization import Factorization
+from spectrim.core.plan import Plan
+from spectrim.core.progress import Progress
+from spectrim.core.records import Source
+from spectrim.core.search import Search
+from spectrim.factorize import CP, ChannelSVD, InputSVD, SpatialSVD, TensorTrain, TiledSVD, Tucker2
+from spectrim.network.accuracy import Accuracy, Scorer
+from spectrim.pipeline.config import Config
+from spectrim.search import ALDS, VBMF, Energy, Greedy, Interaction, Knapsack, Similarity, Uniform
+from spectrim.train import Recipe
+
+Made = TypeVar("Made")
+VALIDATION = 0.2  # largest share of the training images that decisions keep away from training
+RATES = {"sgd": 0.02, "adamw": 0.001}  # largest learning rates, unless asked for
+METHODS: dict[str, tuple[Factorization, ...]] = {
+    "ChannelSVD": (ChannelSVD(),),
+    "InputSVD": (InputSVD(),),
+    "SpatialSVD": (SpatialSVD(), SpatialSVD(axis=1)),
+    "Tucker2": (Tucker2(),),
+    "CP": (CP(), CP(depthwise="kernel")),
+    "TensorTrain": (TensorTrain(),),
+    "TiledSVD": (TiledSVD(),),
+}
+SEARCHES: dict[str, Search] = {
+    "ALDS": ALDS(),
+    "Energy": Energy(),
+    "Greedy": Greedy(),
+    "Interaction": Interaction(),
+    "Knapsack": Knapsack(),
+    "Similarity": Similarity(),
+    "Uniform": Uniform(),
+    "VBMF": VBMF(),
+}
+
+
+def _whole(kind: Any, tokens: Sequence[Any]) -> int:
+    text = tokens[0].value
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no whole number") from None
+
+
+Whole = Annotated[int, Parameter(converter=_whole)]  # without it 1.5 is rounded
+Json = Annotated[bool, Parameter(name="--json")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """The network and the images.
+
+    Attributes:
+        data: Labelled images for the report: parquet:FILE, imagefolder:DIR, npz:FILE, fashion-mnist:DIR or a callable.
+        calibration: Training images: for statistics, for training, and (up to 5,000 others) for decisions. Without it compress
+            takes them from --data, and the report says so.
+        selection: Labelled images for decisions that the network was not trained on, in place of some of the calibration's.
+        weights: Weight file (.safetensors or a torch file of tensors).
+        input_shape: Shape of a batch, such as 1,3,224,224; by default the size of the stored images, or 1,3,224,224.
+        mean: Per channel, after division by 255, with commas; by default ImageNet's, for grey images 0.5.
+        std: Per channel, with commas; by default ImageNet's, for grey images 0.5.
+        seed: Of everything random.
+        device: Where the network runs, such as cuda.
+        trust_pickle: Allow a weight file that runs code when it is read.
+    """
+
+    data: str
+    calibration: str | None = None
+    selection: str | None = None
+    weights: str | None = None
+    input_shape: Annotated[str | None, Parameter(name="--input")] = None
+    mean: str | None = None
+    std: str | None = None
+    seed: Whole = 0
+    device: str = "cpu"
+    trust_pickle: bool = False
+
+    def network(self, model: str) -> nn.Module:
+        """Return the network with its weights, on its device."""
+        network = make_model(model)
+        if self.weights is not None:
+            load_weights(network, self.weights, trust_pickle=self.trust_pickle)
+        return network.to(device_of(self.device))
+
+    def open(self, choice: Choice, *, validation: float) -> Sources:
+        """Return the images by purpose; `validation` as in `split_data`."""
+        specs = Specs(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Specs)})
+        return split_data(specs, images=(choice.images, search_of(choice.search).images), validation=validation)
+
+    def source(self, model: str) -> Source:
+        """Return what `spectrim evaluate` needs to find everything again."""
+        form = {"input": self.input_shape, "mean": self.mean, "std": self.std}
+        images = {"data": self.data, "calibration": self.calibration, "selection": self.selection}
+        return Source(model=model, weights=self.weights, folder=str(Path.cwd()), **images, **form)  # type: ignore[arg-type]
+
+    def notes(self) -> list[str]:
+        """Return what a reader of the report must know."""
+        notes = []
+        if self.weights is None:
+            notes.append("no --weights were given, so the network has those that its model spec made")
+        if self.calibration is None:
+            notes.append("images of --data were calibrated on and, for --max-drop, decided on: evaluate reads these too")
+        return notes
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What may be chosen for each layer, and by which rank selection.
+
+    Attributes:
+        methods: Comma-separated decompositions, such as ChannelSVD,SpatialSVD,Tucker2, or my_module:MyMethod; SpatialSVD and
+            CP stand for both of their kinds.
+        search: Rank selection: Knapsack, Interaction, Uniform, Energy, VBMF, ALDS, Greedy, Similarity or my_module:MySearch.
+        exclude: Name patterns of layers to leave alone.
+        multiple_of: Only ranks that are multiples of this.
+        images: Calibration images.
+    """
+
+    methods: str | None = None
+    search: str | None = None
+    exclude: Sequence[str] = ()
+    multiple_of: Whole = 1
+    images: Whole = 1024
+
+    def config(self, seed: int, cache: Path, progress: Progress) -> Config:
+        """Return the configuration."""
+        return Config(
+            methods=methods_of(self.methods),
+            search=search_of(self.search),
+            exclude=tuple(self.exclude),
+            multiple_of=self.multiple_of,
+            images=self.images,
+            seed=seed,
+            cache=cache,
+            progress=progress,
+        )
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """How to train.
+
+    Attributes:
+        batch: Images of one step, of all processes together.
+        optimizer: sgd or adamw; by default sgd for train, adamw for fine-tuning, which suits factors of any scale.
+        rate: Largest learning rate; it rises to it and falls to nothing in one cycle. By default 0.02 for sgd, 0.001 for
+            adamw.
+        weight_decay: On all parameters.
+        smoothing: Label smoothing.
+        crop: Pixels by which training images are shifted at most.
+        flip: Mirror training images at random.
+        distill: Share of the loss that imitates the original network's outputs, such as 0.7.
+    """
+
+    batch: Whole = 128
+    optimizer: Literal["sgd", "adamw"] | None = None
+    rate: float | None = None
+    weight_decay: float = 1e-4
+    smoothing: float = 0.0
+    crop: Whole = 4
+    flip: bool = True
+    distill: float = 0.0
+
+    def recipe(self, usual: Literal["sgd", "adamw"], epochs: int, seed: int, cache: Path, progress: Progress) -> Recipe:
+        """Return the recipe, with the usual optimizer if no other was asked for."""
+        optimizer = self.optimizer or usual
+        chosen = {"optimizer": optimizer, "rate": RATES[optimizer] if self.rate is None else self.rate}
+        settings = dataclasses.asdict(self) | chosen
+        return Recipe(epochs=epochs, seed=seed, checkpoint=cache / "training.pt", progress=progress, **settings)
+
+
+def methods_of(text: str | None) -> tuple[Factorization, ...]:
+    """Return the decompositions of a list of names, or of callables that make them."""
+    if text is None:
+        return Config().methods
+    found: dict[Factorization, None] = {}
+    for name in (word.strip() for word in text.split(",")):
+        made = (_made(name, Factorization),) if ":" in name else METHODS.get(name)  # type: ignore[type-abstract]
+        if made is None:
+            raise ValueError(f"there is no decomposition {name!r}{_meant(name, METHODS)}; allowed are {', '.join(METHODS)}")
+        found |= dict.fromkeys(made)
+    return tuple(found)
+
+
+def search_of(name: str | None) -> Search:
+    """Return the rank selection of this name, or of a callable that makes it."""
+    if name is None:
+        return Config().search
+    if ":" in name:
+        return _made(name, Search)  # type: ignore[type-abstract]
+    if name not in SEARCHES:
+        raise ValueError(f"there is no rank selection {name!r}{_meant(name, SEARCHES)}; allowed are {', '.join(SEARCHES)}")
+    return SEARCHES[name]
+
+
+def _made(spec: str, kind: type[Made]) -> Made:
+    """Return what `my_module:MyMethod` makes, a third party's decomposition or rank selection."""
+    found = import_callable(spec)()
+    if not isinstance(found, kind):
+        raise ValueError(f"{spec!r} made {type(found).__name__}; it must make a spectrim.{kind.__name__}")
+    return found
+
+
+def _meant(name: str, names: Sequence[str] | dict[str, Any]) -> str:
+    close = difflib.get_close_matches(name.lower(), [each.lower() for each in names], 1)
+    return f" (did you mean {next(each for each in names if each.lower() == close[0])}?)" if close else ""
+
+
+def device_of(name: str) -> torch.device:
+    """Return the device of this name, if it can be used."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"the device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def plan_file(name: str) -> Plan:
+    """Return the plan in a file."""
+    try:
+        return Plan.from_json(Path(name).read_text())
+    except OSError as error:
+        raise ValueError(f"the plan {name!r} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        reason = "it is no text" if isinstance(error, UnicodeDecodeError) else str(error)
+        raise ValueError(f"the plan {name!r} cannot be used: {reason}") from error
+
+
+def score_original(
+    network: nn.Module, sources: Sources, progress: Progress, *, test: bool = True, training: int = 0
+) -> Scorer | None:
+    """Run the original network on the images first: whether they fit is known at once, and what it scores.
+
+    Args:
+        network: The original.
+        sources: The images.
+        progress: Called with the stage.
+        test: Whether the test images are to be scored.
+        training: How many training images to try.
+
+    Returns:
+        What compares with the original on the test images, if these are to be scored.
+    """
+    progress("the network as given", 0.0)
+    if training:
+        Accuracy(first_examples(sources.training, training))(network)
+    scorer = Scorer(Accuracy(sources.test), network) if test else None
+    progress("the network as given", 1.0)
+    return scorer
+
+
+def print_original(sources: Sources, scorer: Scorer | None) -> None:
+    """Print how images become inputs, and what the original network scores as given."""
+    if sources.form is not None:
+        mean, std = (", ".join(f"{value:g}" for value in values) for values in (sources.form.mean, sources.form.std))
+        height, width = sources.form.size
+        err.print(f"inputs  {sources.form.channels} x {height} x {width}, mean {mean}, std {std}", highlight=False)
+    if scorer is not None:
+        err.print(f"top-1 of the network as given, on the test images  {100 * scorer.mean:.2f}", highlight=False)
