@@ -130,7 +130,7 @@ class Layer:
         return {
             key: value
             for key, value in asdict(self).items()
-            if (value not in ((), "") or key == "padding") and value != usual.get(key)
+            if (value not in ((), "") or key in ("weight", "padding")) and value != usual.get(key)
         }
 
     @staticmethod

@@ -4,24 +4,12 @@ import warnings
 import pytest
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import spectrim as st
-from nets import GEOMETRIES, Odd, Residual, layer_and_input
-from spectrim.layer import Layer, unwrap
-from spectrim.survey import survey
-
-
-@pytest.mark.parametrize("name", GEOMETRIES)
-def test_shapes_and_costs_are_torchs_own(name):
-    module, x = layer_and_input(name)
-    (layer,) = st.find_layers(nn.Sequential(module), x)
-    assert layer.outputs[0] == tuple(module(x).shape[1:])
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        module(x)
-    assert layer.cost.macs == counter.get_total_flops() // 2 // len(x)
-    assert layer.cost.params == sum(p.numel() for p in module.parameters())
-    assert Layer.from_dict(layer.to_dict()) == layer
+from nets import Odd, Residual
+from spectrim.core.layer import Layer
+from spectrim.network.calling import unwrap
+from spectrim.network.survey import survey
 
 
 def test_odd_network_every_layer_is_listed_or_has_a_reason():
@@ -162,15 +150,6 @@ def test_nothing_changes_and_bad_examples_get_a_sentence():
         st.find_layers(model, torch.tensor(1.0))
 
 
-def test_inspect_says_what_can_be_done():
-    found = st.inspect(Residual().eval(), torch.randn(2, 3, 8, 8))
-    assert found.total == st.cost(Residual().eval(), torch.randn(2, 3, 8, 8))
-    view = {view.layer.name: view for view in found.layers}["short"]
-    assert "SpatialSVD" in view.reasons and "cannot be split" in view.reasons["SpatialSVD"]
-    assert "conv2" in str(found) and '"conv2"' in found.to_json()
-    assert 1 <= view.rank_90 <= view.rank_99 <= view.full_rank == 8
-
-
 class Mapped(nn.Module):
     """Two linear layers behind a feature map of (4, 3, 2) that is flattened in this way."""
 
@@ -203,20 +182,22 @@ def test_linear_layers_on_flattened_maps(flatten, image):
     assert Layer.from_dict(json.loads(json.dumps(first.to_dict()))) == first
 
 
-def test_parts_on_flattened_maps_are_linear_where_they_can_be():
+KINDS = {
+    st.ChannelSVD(): ["Linear", "Linear"],
+    st.InputSVD(): ["Unflatten", "Conv2d", "Flatten", "Linear"],
+    st.SpatialSVD(): ["Unflatten", "Conv2d", "Flatten", "Linear"],
+    st.Tucker2(): ["Unflatten", "Conv2d", "Flatten", "Linear", "Linear"],
+    st.CP(depthwise="kernel"): ["Unflatten", "Conv2d", "Conv2d", "Flatten", "Linear"],
+    st.TiledSVD(): ["Unflatten", "Conv2d", "ChannelShuffle", "Conv2d", "Flatten"],
+}
+
+
+@pytest.mark.parametrize("method", KINDS, ids=repr)
+def test_parts_on_flattened_maps_are_linear_where_they_can_be(method):
     model, x = Mapped(nn.Flatten()).eval(), torch.randn(2, 3, 5, 4)
-    kinds = {
-        st.ChannelSVD(): ["Linear", "Linear"],
-        st.InputSVD(): ["Unflatten", "Conv2d", "Flatten", "Linear"],
-        st.SpatialSVD(): ["Unflatten", "Conv2d", "Flatten", "Linear"],
-        st.Tucker2(): ["Unflatten", "Conv2d", "Flatten", "Linear", "Linear"],
-        st.CP(depthwise="kernel"): ["Unflatten", "Conv2d", "Conv2d", "Flatten", "Linear"],
-        st.TiledSVD(): ["Unflatten", "Conv2d", "ChannelShuffle", "Conv2d", "Flatten"],
-    }
-    for method, wanted in kinds.items():
-        full = method.full_rank(st.find_layers(model, x)[1].convolution)
-        plan = st.plan_from(model, x, {"fc1": (method, full)})
-        small = st.apply(plan, model)
-        assert [type(part).__name__ for part in small.fc1] == wanted
-        torch.testing.assert_close(small(x), model(x), rtol=1e-4, atol=1e-5)
-        assert st.Plan.from_json(plan.to_json()) == plan
+    full = method.full_rank(st.find_layers(model, x)[1].convolution)
+    plan = st.plan_from(model, x, {"fc1": (method, full)})
+    small = st.apply(plan, model)
+    assert [type(part).__name__ for part in small.fc1] == KINDS[method]
+    torch.testing.assert_close(small(x), model(x), rtol=1e-4, atol=1e-5)
+    assert st.Plan.from_json(plan.to_json()) == plan

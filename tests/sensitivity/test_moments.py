@@ -1,3 +1,6 @@
+import dataclasses
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -5,9 +8,12 @@ from torch.nn import functional
 
 import spectrim as st
 from nets import GEOMETRIES, Odd, Residual, layer_and_input
-from spectrim import statistics as module_under_test
-from spectrim.statistics import Sampler, grouped, lowered, statistics
-from spectrim.surgery import working_weight
+from spectrim.core.factorization import describe
+from spectrim.factorize.algebra import harm
+from spectrim.network.build import working_weight
+from spectrim.sensitivity import moments as module_under_test
+from spectrim.sensitivity.moments import Covariance, Sampler, gather_moments, gram, grouped, lowered
+from tables import PLANAR
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)
@@ -30,7 +36,7 @@ def test_moments_are_the_plain_averages():
     """Against one example at a time, full gradients, unfold."""
     model, x = Residual().eval(), torch.randn(12, 3, 8, 8)
     layers = {layer.name: layer for layer in st.find_layers(model, x)}
-    moments = statistics(model, list(layers.values()), list(x.split(5)), seed=3)
+    moments = gather_moments(model, list(layers.values()), list(x.split(5)), seed=3)
     for name in ("conv2", "conv3", "head"):
         module = model.get_submodule(name)
         seen = []
@@ -59,48 +65,47 @@ def test_moments_are_the_plain_averages():
         torch.testing.assert_close(moment.gradient[0], shrunk, rtol=1e-3, atol=1e-7)
 
 
-def test_the_harm_is_the_loss_in_nats():
+def test_the_predicted_harm_is_the_loss_in_nats():
     """Predicted harm of a small change of one kernel against the measured KL divergence of the outputs."""
     model, x = Residual(width=16).eval(), torch.randn(400, 3, 8, 8)
     layers = st.find_layers(model, x[:1])
-    moments = statistics(model, layers, list(x.split(100)))
+    moments = gather_moments(model, layers, list(x.split(100)))
+    ratios = {}
     with torch.no_grad():
         before = model(x).log_softmax(1)
-        ratios = []
         for layer in layers:
-            module = model.get_submodule(layer.name)
+            module, moment = model.get_submodule(layer.name), moments[layer.name]
             weight = working_weight(layer, module)
             change = 0.03 * weight.std() * torch.randn(weight.shape, dtype=torch.float64)
-            kept = module.weight.clone()
-            d = change.flatten(2) - (change.flatten(2) @ moments[layer.name].mean[..., None]) * 0
-            moment = moments[layer.name]
             second = moment.covariance + moment.mean[..., None] @ moment.mean[:, None]  # the mean is not corrected here
-            predicted = 0.5 * torch.einsum("gtu,gun,gnm,gtm->", moment.gradient, d, second, d)
+            predicted = harm(change, torch.zeros_like(change), dataclasses.replace(moment, covariance=second))
+            kept = module.weight.clone()
             module.weight += change[0].reshape(module.weight.shape).float()
             measured = functional.kl_div(model(x).log_softmax(1), before, log_target=True, reduction="batchmean")
             module.weight.copy_(kept)
-            ratios.append(float(predicted / measured))
-    assert all(0.1 < ratio < 10 for ratio in ratios), ratios  # positions of one example are not independent
+            ratios[layer.name] = float(predicted / measured)
+    assert ratios["head"] == pytest.approx(1, abs=0.5)  # one position an example
+    assert all(0.1 < ratio < 10 for ratio in ratios.values()), ratios  # positions of one example are not independent
 
 
 def test_modes_without_gradient_and_with_other_outputs(monkeypatch):
     x = (torch.randn(8, 3, 6, 6), torch.ones(8, 8))
     odd = Odd().eval()
     layers = st.find_layers(odd, x)
-    moments = statistics(odd, layers, [x])
+    moments = gather_moments(odd, layers, [x])
     assert moments["twice"].count == 2 * 8 * 36 and torch.isfinite(moments["stem"].gradient).all()
-    still = statistics(odd, layers, [x], harm=None)
+    still = gather_moments(odd, layers, [x], harm=None)
     assert torch.equal(still["left"].gradient[0], torch.eye(4, dtype=torch.float64))
     dense = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 1))
-    image = statistics(dense, st.find_layers(dense, x[0]), [x[0]])
+    image = gather_moments(dense, st.find_layers(dense, x[0]), [x[0]])
     assert image["0"].gradient.diagonal(dim1=1, dim2=2).min() > 0
     words = nn.Sequential(nn.Embedding(9, 6), nn.Flatten(), nn.Linear(18, 4))
     tokens = torch.randint(9, (7, 3))
-    assert statistics(words, st.find_layers(words, tokens), [tokens])["2"].count == 7
+    assert gather_moments(words, st.find_layers(words, tokens), [tokens])["2"].count == 7
     monkeypatch.setattr(module_under_test, "LARGEST", 20)
-    assert statistics(dense, st.find_layers(dense, x[0]), [x[0]])["0"].covariance is None
+    assert gather_moments(dense, st.find_layers(dense, x[0]), [x[0]])["0"].covariance is None
     with pytest.raises(ValueError, match="no floating-point tensor"):
-        statistics(_Labels(), st.find_layers(_Labels(), x[0]), [x[0]])
+        gather_moments(_Labels(), st.find_layers(_Labels(), x[0]), [x[0]])
 
 
 class _Labels(nn.Module):
@@ -117,7 +122,7 @@ def test_positions_are_sampled_in_bounded_number(monkeypatch):
     module, x = layer_and_input("plain", batch=10)
     network = nn.Sequential(module)
     layers = st.find_layers(network, x)
-    first, again = (statistics(network, layers, list(x.split(5)), seed=1)["0"] for _ in range(2))
+    first, again = (gather_moments(network, layers, list(x.split(5)), seed=1)["0"] for _ in range(2))
     assert first.count == 100 and torch.equal(first.covariance, again.covariance)
 
 
@@ -125,7 +130,7 @@ def test_positions_are_sampled_in_bounded_number(monkeypatch):
 def test_gram_matrices_by_blocks(monkeypatch, size):
     monkeypatch.setattr(module_under_test, "BLOCKED", 1)
     x = torch.randn(3, 11, size, dtype=torch.float64)
-    torch.testing.assert_close(module_under_test.gram(x), torch.einsum("gmi,gmj->gij", x, x))
+    torch.testing.assert_close(gram(x), torch.einsum("gmi,gmj->gij", x, x))
 
 
 def test_covariances_of_inputs_that_hardly_vary():
@@ -133,7 +138,7 @@ def test_covariances_of_inputs_that_hardly_vary():
     random = torch.Generator().manual_seed(0)
     x = 300 + 0.03 * torch.randn(1, 4000, 6, generator=random)
     y = x[:, :, :2] - 500 + 0.01 * torch.randn(1, 4000, 2, generator=random)
-    found = module_under_test.Covariance()
+    found = Covariance()
     for part in range(0, 4000, 1000):
         found.add(x[:, part : part + 1000], y[:, part : part + 1000])
     x, y = x.double(), y.double()
@@ -144,26 +149,29 @@ def test_covariances_of_inputs_that_hardly_vary():
     torch.testing.assert_close(found.cross, b.mT @ a / 4000, rtol=1e-4, atol=1e-7)
 
 
-def test_groups_that_see_nothing_do_no_harm():
-    """Dead channels: every method still fits, and the network's answer is kept."""
-    network = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1, groups=4), nn.ReLU(), nn.Conv2d(8, 6, 3, padding=1)).double()
+@pytest.fixture(scope="module")
+def partly_dead():
+    """A grouped and a plain layer, with channels that are always zero."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(4, 12, 3, padding=1, groups=2), nn.ReLU(), nn.Conv2d(12, 8, 3, padding=1)).double()
     x = torch.randn(20, 4, 6, 6, dtype=torch.float64)
-    x[:, 1] = 0
+    x[:, 2:] = 0
     with torch.no_grad():
-        network[0].bias[:4] = -100
-    layers = st.find_layers(network, x)
-    moments = statistics(network, layers, [x])
-    for method in (
-        st.ChannelSVD(),
-        st.InputSVD(),
-        st.SpatialSVD(),
-        st.SpatialSVD(axis=1),
-        st.Tucker2(),
-        st.CP(),
-        st.TiledSVD(),
-    ):
+        network[0].bias[:6] = -100
+    return network, x, st.find_layers(network, x)
+
+
+@pytest.mark.parametrize("method", PLANAR, ids=describe)
+def test_groups_that_see_nothing_do_no_harm(partly_dead, method):
+    """Dead channels: every method still fits at every rank, and full rank keeps the network's answer."""
+    network, x, layers = partly_dead
+    for inputs in (x, torch.zeros_like(x)):
+        moments = gather_moments(network, layers, [inputs])
         choices = {layer.name: (method, method.full_rank(layer)) for layer in layers if method.fits(layer)}
+        assert "2" in choices
         small = st.apply(st.plan_from(network, x, choices), network, moments=moments)
-        torch.testing.assert_close(small(x), network(x), rtol=1e-6, atol=1e-6)
-    blank = statistics(network, layers, [torch.zeros_like(x)])
-    st.SpatialSVD().losses(torch.randn(4, 2, 1, 3, 3, dtype=torch.float64), [1, 2], blank["0"])
+        torch.testing.assert_close(small(inputs), network(inputs), rtol=1e-6, atol=1e-6)
+        for name in choices:
+            layer = next(layer for layer in layers if layer.name == name)
+            weight, ranks = working_weight(layer, network.get_submodule(name)), method.candidates(layer)[::3]
+            assert np.isfinite(method.losses(weight, ranks, moments[name])).all()

@@ -1,0 +1,180 @@
+"""Reports: as JSON and back, also those of version 0.1.0."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+import spectrim as st
+from spectrim.core.progress import Spent
+from spectrim.core.records import SCHEMA, Curve, Interactions, Latency, Report, Row, Score, Source, Training, Try
+
+OLD = Path(__file__).parent / "report-0.1.0.json"  # written by 0.1.0, fewer rows and tries kept
+
+
+def full_report():
+    """A report in which nothing is left at its default."""
+    return Report(
+        "MaxDrop(1.5, 'params')",
+        st.Cost(1000, 90000),
+        st.Cost(400, 30000),
+        (
+            Row("conv1", "Conv2d", (8, 3, 3, 3), "Tucker2", (2, 4), 500, 100, 50000, 9000, 0.25, "refitted on 96 images"),
+            Row("conv2", "Conv2d", (8, 8, 3, 3), "-", 0, 300, 300, 30000, 30000, 0.0),
+        ),
+        {"head": "excluded by the configuration"},
+        0.25,
+        0.3,
+        "nats",
+        task="trained for low rank",
+        interactions=Interactions(0.28, ("conv1", "conv3"), (0.1, -0.2), ((0.5, -0.1), (-0.1, 0.4))),
+        selection=Score(0.9, 0.88, 0.4, 96),
+        test=Score(0.89, 0.86),
+        latency=(Latency(2.0, 1.9, 2.2, 200, 1), Latency(1.0, 0.9, 1.2, 200, 1)),
+        seconds={"statistics": 1.5, "refit": 2.5},
+        passes={"forward": 3.0, "backward": 1.0},
+        tries=(Try(0.6, 0.5, 0.1), Try(0.4, 2.0, 0.25)),
+        training=Training({"epochs": 2}, 30, (1.5, 1.2), 9.0, 96, 3, 0.5, {"as trained": 0.9}, {"every": 2}),
+        flatness=(Curve("before training", 0.2, (0.0, 1.0), (1.0, 2.0), (0.1, 0.2), (0.9, 0.5), 96),),
+        images=96,
+        notes=("few images",),
+        config={"methods": ["Tucker2"], "seed": 0, "harm": None},
+        versions={"spectrim": "0.2.0", "torch": "2.6"},
+        source=Source(
+            "timm:resnet18", "npz:test.npz", "w.safetensors", "1,3,8,8", "0.5", "0.25", "npz:train.npz", None, "/data"
+        ),
+        arguments={"keep": None, "max_drop": 1.5},
+    )
+
+
+def bare_report():
+    return Report("Keep(1, 'macs')", st.Cost(10, 20), st.Cost(10, 20), (), {}, None, None, "nats")
+
+
+def test_the_full_report_is_full():
+    """What follows would not notice a field that is lost if it were at its default."""
+    for field in dataclasses.fields(Report):
+        default = (
+            field.default_factory()
+            if field.default is dataclasses.MISSING and callable(field.default_factory)
+            else field.default
+        )
+        assert getattr(full_report(), field.name) != default, field.name
+
+
+@pytest.mark.parametrize("report", [full_report(), bare_report()], ids=["full", "bare"])
+def test_a_report_comes_back_from_json(report):
+    again = Report.from_json(report.to_json())
+    assert again == report and again.to_json() == report.to_json()
+    for name in ("rows", "tries", "flatness", "latency", "notes"):
+        assert isinstance(getattr(again, name), tuple) or getattr(again, name) is None
+
+
+def test_what_the_json_says_beside_the_fields():
+    data = json.loads(full_report().to_json())
+    assert data["schema"] == SCHEMA == 2
+    assert data["kept"] == {"params": 0.4, "macs": pytest.approx(1 / 3)}
+    assert data["selection"]["drop"] == pytest.approx(2.0) and data["test"]["drop"] == pytest.approx(3.0)
+
+
+def test_fields_that_are_not_known_are_left_out():
+    data = json.loads(full_report().to_json())
+    data["later"], data["rows"][0]["later"] = 1, 2
+    assert Report.from_json(json.dumps(data)) == full_report()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda text: text.replace('"schema": 2', '"schema": 3'),
+            "has schema 3, and this version reads up to 2; install a newer",
+        ),
+        (lambda text: text[:-30], "the report is no JSON"),
+        (lambda text: "[1, 2]", "no report: it has no 'before'"),
+        (lambda text: '{"schema": 2}', "no report: it has no 'before'"),
+        (lambda text: text.replace('"schema": 2', '"schema": "two"'), "no report"),
+        (lambda text: text.replace('"harm_unit"', '"unit"'), "incomplete or has a field of the wrong kind"),
+        (lambda text: text.replace('"steps"', '"stairs"'), "incomplete or has a field of the wrong kind"),
+        (lambda text: text.replace('"rows": [', '"rows": [5, '), "incomplete or has a field of the wrong kind"),
+    ],
+)
+def test_what_is_no_report_gets_a_sentence(change, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        Report.from_json(change(full_report().to_json()))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_report_of_version_0_1_0():
+    report = Report.from_json(OLD.read_text())
+    assert (report.budget, report.task, report.title) == (
+        "MaxDrop(30, 'params')",
+        "compressed",
+        "Compressed to MaxDrop(30, 'params')",
+    )
+    assert report.before == st.Cost(6089, 232824) and report.kept[0] == pytest.approx(0.6413, abs=1e-4)
+    assert report.rows[1] == Row(
+        "conv3", "Conv2d", (24, 12, 3, 3), "Tucker2", (6, 4), 2592, 408, 41472, 9600, pytest.approx(0.00125912, rel=1e-4)
+    )
+    assert [found.drop for found in report.tries] == pytest.approx([32.29166, 32.29166, 21.875], rel=1e-5)
+    assert report.interactions.layers == ("conv3",) and report.selection.examples == 96 and report.test.drop == pytest.approx(5)
+    assert report.latency[1].runs == 200 and report.images == 96 and report.notes == ("little data",)
+    assert report.config["methods"] == ["ChannelSVD", "Tucker2"] and report.versions["spectrim"] == "0.1.0"
+    assert report.training == Training(
+        {"epochs": 1, "batch": 32}, 3, (1.5,), 2.5, 96, accuracy={"on 96 images before fine-tuning": 0.9}
+    )
+    assert report.source == Source("examples/cifar_resnet.py:resnet20", "parquet:test.parquet", "w.safetensors", "3,32,32")
+    assert Report.from_json(report.to_json()) == report  # now of the present schema
+
+
+@pytest.mark.parametrize(
+    ("budget", "flatness", "task", "title"),
+    [
+        ("Keep(0.5, 'macs')", [], "compressed", "Compressed to Keep(0.5, 'macs')"),
+        ("Keep(0.5, 'macs')", ["a curve"], "trained for low rank", "Trained for Keep(0.5, 'macs')"),
+        ("Ordinary training", [], "trained", "Ordinary training"),
+    ],
+)
+def test_what_was_done_in_reports_of_version_0_1_0(budget, flatness, task, title):
+    curve = dataclasses.asdict(full_report().flatness[0])
+    data = json.loads(OLD.read_text()) | {"budget": budget, "flatness": [curve for _ in flatness]}
+    report = Report.from_json(json.dumps(data))
+    assert (report.task, report.title, len(report.flatness)) == (task, title, len(flatness))
+
+
+@pytest.mark.parametrize("report", [full_report(), bare_report()], ids=["full", "bare"])
+def test_a_notebook_gets_a_plain_table(report):
+    html = report._repr_html_()
+    assert html.startswith("<table>") and html.endswith("</table>") and "<svg" not in html
+    assert html.count("<tr>") == 3 + (report.selection is not None) + (report.test is not None)
+
+
+def test_the_strongest_interactions_come_first():
+    partners = ((9.0, 0.1, -0.7), (0.1, 9.0, 0.3), (-0.7, 0.3, 9.0))
+    found = Interactions(1.0, ("a", "b", "c"), (0.0, 0.0, 0.0), partners).strongest(2)
+    assert found == [("c", "a", -0.7), ("c", "b", 0.3)]
+
+
+def test_what_was_spent_adds_up():
+    first, second = Spent({"menu": 1.0, "search": 2.0}, {"forward": 3.0}), Spent({"menu": 0.5}, {"backward": 1.0})
+    assert first + second == Spent({"menu": 1.5, "search": 2.0}, {"forward": 3.0, "backward": 1.0})
+    assert (first + second) - second == Spent({"menu": 1.0, "search": 2.0}, {"forward": 3.0, "backward": 0.0})
+
+
+@pytest.mark.parametrize("name", ["probes", "settings", "lines", "table", "to_html"])
+def test_names_of_version_0_1_0_still_work(name):
+    with pytest.warns(DeprecationWarning, match=r"spectrim\.report\.|Report\.(tries|config)"):
+        found = getattr(full_report(), name)
+        found = found() if callable(found) else found
+    if name == "probes":
+        assert found == ((0.6, 0.5), (0.4, 2.0))
+    elif name == "settings":
+        assert (
+            found["calibration images"] == 96 and found["source"]["model"] == "timm:resnet18" and found["note"] == "few images"
+        )
+    else:
+        from spectrim import report as functions
+
+        function = {"lines": functions.lines, "table": functions.table, "to_html": functions.page}[name]
+        assert type(found) is type(function(full_report()))

@@ -1,0 +1,84 @@
+"""What can be done to one layer: which methods and ranks are offered, and the harms of the multiples between."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import spectrim as st
+from nets import layer_and_input
+from spectrim.core.factorization import as_tuple, describe, pays
+from spectrim.core.menu import RESPONSE
+from spectrim.core.plan import Option
+from spectrim.network.build import working_weight
+from spectrim.sensitivity import moments as moments_module
+from spectrim.sensitivity.moments import gather_moments
+from spectrim.sensitivity.options import layer_menu, offers
+from tables import PLANAR
+
+
+def world(module, x):
+    network = nn.Sequential(module)
+    (layer,) = st.find_layers(network, x)
+    return layer, working_weight(layer, module), gather_moments(network, [layer], [x])["0"]
+
+
+def menu_of(layer, weight, methods, moments, multiple_of=1):
+    offered = offers(layer, methods, moments, multiple_of=multiple_of)
+    harms = [method.losses(weight, ranks, moments) for method, ranks in offered]
+    return layer_menu(layer, offered, harms, bias=moments is not None, multiple_of=multiple_of)
+
+
+@pytest.mark.parametrize("data", [False, True])
+@pytest.mark.parametrize("method", PLANAR, ids=describe)
+def test_every_rank_that_pays_is_offered_with_its_harm(method, data):
+    module = nn.Conv2d(12, 16, 3, padding=1, bias=False).double()
+    layer, weight, moments = world(module, torch.randn(8, 12, 6, 6, dtype=torch.float64))
+    moments = moments if data else None
+    row = menu_of(layer, weight, [method], moments)
+    wanted = [rank for rank in method.candidates(layer) if pays(Option(layer, method, rank, bias=data).cost, layer.cost)]
+    assert row.options[0] == Option(layer) and row.scores[RESPONSE][0] == 0
+    assert [option.rank for option in row.options[1:]] == wanted and len(wanted) > 2
+    assert all(option.bias == data and option.method == method for option in row.options[1:])
+    np.testing.assert_allclose(row.scores[RESPONSE][1:], method.losses(weight, wanted, moments))
+
+
+@pytest.mark.parametrize("method", PLANAR, ids=describe)
+def test_only_multiples_are_offered(method):
+    layer, weight, moments = world(nn.Conv2d(24, 24, 3, padding=1).double(), torch.randn(6, 24, 6, 6, dtype=torch.float64))
+    ranks = [option.rank for option in menu_of(layer, weight, [method], moments, 4).options[1:]]
+    assert all(number % 4 == 0 for rank in ranks for number in as_tuple(rank))
+    assert len(ranks) >= 1 or isinstance(method, st.TensorTrain)  # whose ranks follow a line on which few are
+
+
+def test_methods_compete_in_order():
+    layer, weight, moments = world(*layer_and_input("plain"))
+    methods = (st.SpatialSVD(), st.ChannelSVD(), st.SpatialSVD(axis=1))
+    row = menu_of(layer, weight, methods, moments)
+    order = [option.method for option in row.options[1:]]
+    assert list(dict.fromkeys(order)) == list(methods) and sorted(order, key=methods.index) == order
+
+
+def test_without_input_covariance_only_methods_that_need_none_are_offered(monkeypatch):
+    monkeypatch.setattr(moments_module, "LARGEST", 30)
+    layer, _, moments = world(*layer_and_input("plain"))
+    assert moments.covariance is None
+    assert [method for method, _ in offers(layer, PLANAR, moments)] == [st.ChannelSVD()]
+
+
+@pytest.mark.parametrize("multiple_of", [2, 4])
+def test_multiples_between_the_ranks_that_cp_is_fitted_at(multiple_of):
+    """Their harms are interpolated: what a fit finds, as far as fits from one start are smooth in the rank."""
+    torch.manual_seed(0)
+    module, method = nn.Conv2d(20, 20, 3, padding=1).double(), st.CP("kernel")
+    layer, weight, moments = world(module, torch.randn(8, 20, 6, 6, dtype=torch.float64))
+    row = menu_of(layer, weight, [method], moments, multiple_of)
+    ranks = [option.rank for option in row.options[1:]]
+    fitted = [rank for rank in method.ranks(layer) if rank % multiple_of == 0]
+    assert ranks == list(range(multiple_of, ranks[-1] + 1, multiple_of)) and len(ranks) > len(fitted) + 5
+    few = ranks[:: len(ranks) // 6]
+    found = dict(zip(ranks, row.scores[RESPONSE][1:], strict=True))
+    assert [found[rank] for rank in few] == pytest.approx(method.losses(weight, few, moments), rel=0.1)
+    exact = method.losses(weight, offers(layer, [method], moments, multiple_of=multiple_of)[0][1], moments)
+    at = dict(zip(offers(layer, [method], moments, multiple_of=multiple_of)[0][1], exact, strict=True))
+    assert all(found[rank] == at[rank] for rank in fitted)
