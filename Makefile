@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test package lint clean
 
 demo: .venv/.installed
 	$(BIN)/spectrim demo
@@ -12,6 +12,17 @@ test: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term
+	$(MAKE) package
+
+# the package as a user installs it: a wheel, a clean environment, the demo from another folder
+package: .venv/.installed
+	rm -rf .package && mkdir .package
+	$(BIN)/python -m pip wheel -q --disable-pip-version-check --no-deps --no-build-isolation -w .package .
+	$(PYTHON) -m venv .package/venv
+	.package/venv/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
+	.package/venv/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt "$$(ls .package/*.whl)[report]"
+	cd .package && OMP_NUM_THREADS=1 venv/bin/spectrim demo --out demo
+	test -s .package/demo/report.html && rm -rf .package
 
 lint: .venv/.installed
 	$(BIN)/ruff check --fix .
@@ -26,4 +37,4 @@ lint: .venv/.installed
 	touch $@
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .package

@@ -89,19 +89,9 @@ def compress(
         raise ValueError("--finetune-epochs needs labelled training images: give them with --calibration")
     if training != TrainingOptions() and not finetune_epochs:
         raise ValueError("--distill, --rate and other options of training need --finetune-epochs N")
-    arguments = options_of(
-        model=model,
-        inputs=inputs,
-        keep=keep,
-        max_drop=max_drop,
-        metric=metric,
-        plan=plan,
-        choice=choice,
-        refit=refit,
-        batchnorm=batchnorm,
-        finetune_epochs=finetune_epochs,
-        training=training,
-    )
+    budgets = {"keep": keep, "max_drop": max_drop, "metric": metric, "plan": plan}
+    steps = {"refit": refit, "batchnorm": batchnorm, "finetune_epochs": finetune_epochs, "training": training}
+    arguments = options_of(model=model, inputs=inputs, **budgets, choice=choice, **steps)
     run = Run.at(out_dir, arguments, resume)
     if run.finished:
         return run.show_finished(as_json)
@@ -123,10 +113,8 @@ def compress(
             evaluate=Accuracy(sources.selection) if deciding else None,
             config=config,
         )
-        trained = None
-        if finetune_epochs:
-            recipe = training.recipe("adamw", finetune_epochs, inputs.seed, run.partial, advance)
-            trained = _fine_tuned(result.model, network, sources, recipe)
+        recipe = training.recipe("adamw", finetune_epochs, inputs.seed, run.partial, advance) if finetune_epochs else None
+        trained = None if recipe is None else _fine_tuned(result.model, network, sources, recipe)
         advance("test images", 0.0)
         score = scorer.score(result.model) if scorer is not None else None
         advance("test images", 1.0)
@@ -134,7 +122,7 @@ def compress(
     report = complete(result.report, test=score, training=trained, **known)  # type: ignore[arg-type]
     Result(result.model, result.plan, report).save(run.target)
     run.clear()
-    show(report, str(run.target), as_json)
+    return show(report, str(run.target), as_json)
 
 
 def _fine_tuned(small: nn.Module, network: nn.Module, sources: Sources, recipe: Recipe) -> Training:

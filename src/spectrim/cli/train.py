@@ -122,23 +122,13 @@ def train(
     if distortion.replan and keep is None:
         raise ValueError("--replan chooses plans for a budget: give --keep FRACTION")
     schedule = distortion.schedule()
-    arguments = options_of(
-        model=model,
-        inputs=inputs,
-        keep=keep,
-        metric=metric,
-        plan=plan,
-        choice=choice,
-        epochs=epochs,
-        distortion=distortion,
-        training=training,
-    )
+    budget = {"keep": keep, "metric": metric, "plan": plan}
+    settings = {"choice": choice, "epochs": epochs, "distortion": distortion, "training": training}
+    arguments = options_of(model=model, inputs=inputs, **budget, **settings)
     with _processes(inputs) as (first, here):
         run = Run.at(out_dir, arguments, resume)
         if run.finished:
-            if first:
-                run.show_finished(as_json)
-            return
+            return run.show_finished(as_json) if first else None
         _wait()  # before anything is written there
         network = here.network(model)
         sources = here.open(choice, validation=VALIDATION)
@@ -148,18 +138,17 @@ def train(
             assert scorer is not None
             if first and not as_json:
                 print_original(sources, scorer)
-            budget = None if keep is None else Keep(keep, metric)  # type: ignore[arg-type]
-            session = _Session(network, sources, choice.config(inputs.seed, run.partial, advance), budget, scorer)
-            planned = session.plan(plan, run.partial)
-            result = session.train(planned, recipe, schedule, replan=bool(distortion.replan))
+            wanted = None if keep is None else Keep(keep, metric)  # type: ignore[arg-type]
+            session = _Session(network, sources, choice.config(inputs.seed, run.partial, advance), wanted, scorer)
+            result = session.train(session.plan(plan, run.partial), recipe, schedule, replan=bool(distortion.replan))
         if not first:
-            return
+            return None
         report = complete(result.report, source=inputs.source(model), notes=inputs.notes(), arguments=arguments)
         Result(result.model, result.plan, report).save(run.target)
         save_model(network.cpu(), str(run.target / "dense.safetensors"))
         (run.target / "dense.safetensors").chmod(0o644)
         run.clear()
-        show(report, str(run.target), as_json)
+        return show(report, str(run.target), as_json)
 
 
 class _Session:

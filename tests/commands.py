@@ -1,0 +1,19 @@
+"""Command lines that the tests of the command line share."""
+
+FAST = ("--methods", "ChannelSVD,SpatialSVD")  # CP's fits take most of the time
+
+
+def compressing(files, out, *more):
+    """Arguments that compress the embedded network; without decompositions asked for, the quick ones."""
+    common = ["compress", "spectrim.demo:FashionNet", "--weights", str(files / "w.safetensors")]
+    data = ["--data", f"npz:{files}/test.npz", "--calibration", f"npz:{files}/calibration.npz", "--images", "96"]
+    methods = () if {"--methods", "--plan"} & set(more) else FAST
+    return [*common, *data, *methods, "--out", str(out), *more]
+
+
+def training(files, out, *more):
+    """Arguments that train the embedded network."""
+    data = ["--data", f"npz:{files}/test.npz", "--calibration", f"npz:{files}/calibration.npz", "--images", "64"]
+    common = ["train", "spectrim.demo:FashionNet", "--weights", str(files / "w.safetensors"), *data]
+    every = ["--every", "3"] if {"--keep", "--plan"} & set(more) and "--every" not in more else []
+    return [*common, *FAST, "--epochs", "2", *every, "--out", str(out), *more]
