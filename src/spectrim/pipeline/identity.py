@@ -12,7 +12,7 @@ import functools
 import hashlib
 import sys
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,6 @@ from spectrim.network.calling import Example, tensors_of
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), torch.dtype, torch.device, torch.Size, np.generic)
 CALLABLE = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodDescriptorType)
-OBJECT_REDUCE: Any = object.__reduce__  # of objects that are their attributes and nothing else
 DEEPEST = 60  # levels of objects within objects; what lies deeper cannot be told
 
 
@@ -39,20 +38,16 @@ def identity(value: Any) -> str:
     Raises:
         UnknownIdentityError: If it holds something of which that cannot be told, such as an open file.
     """
-    return hashlib.blake2b(_text(value, {}, 0).encode(), digest_size=16).hexdigest()
+    return _digest(_text(value, {}, 0).encode())
 
 
 def fingerprint(model: nn.Module, batches: Iterable[Example], settings: str) -> str:
-    """Return a digest of the network (weights, structure and code), the calibration inputs and the settings."""
-    digest = hashlib.blake2b(f"{settings} {model!r}".encode(), digest_size=16)
-    for kind in sorted({type(module) for module in model.modules()}, key=lambda kind: f"{kind.__module__} {kind.__qualname__}"):
-        try:
-            digest.update(identity(kind).encode())
-        except UnknownIdentityError:
-            digest.update(f"{kind.__module__} {kind.__qualname__}".encode())
-    for name, value in model.state_dict().items():
-        if isinstance(value, Tensor):
-            digest.update(f"{name} {_tensor(value)}".encode())
+    """Return a digest of the network (weights, structure, attributes and code), the calibration inputs and the settings.
+
+    Raises:
+        UnknownIdentityError: If the network holds something of which it cannot be told what it depends on.
+    """
+    digest = hashlib.blake2b(f"{settings} {identity(model)}".encode(), digest_size=16)
     for batch in batches:
         for tensor in tensors_of(batch):
             digest.update(_tensor(tensor).encode())
@@ -60,29 +55,44 @@ def fingerprint(model: nn.Module, batches: Iterable[Example], settings: str) -> 
 
 
 def _tensor(value: Tensor) -> str:
-    data = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-    return f"{value.dtype} {tuple(value.shape)} {hashlib.blake2b(data, digest_size=16).hexdigest()}"
+    try:
+        data = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    except (RuntimeError, TypeError) as error:  # sparse, quantized
+        raise UnknownIdentityError(f"it holds a tensor of layout {value.layout} and dtype {value.dtype}") from error
+    return f"{value.dtype} {tuple(value.shape)} {_digest(data)}"
 
 
-def _text(value: Any, seen: dict[int, Any], depth: int) -> str:
-    """Return the identity in full; `seen` holds the objects on the way, since they may contain themselves."""
-    if isinstance(value, PLAIN):
+def _text(value: Any, seen: dict[int, tuple[Any, str]], depth: int) -> str:
+    """Return the identity as text, of things made of others a digest.
+
+    Args:
+        value: Anything.
+        seen: Objects that were met, with their texts: so each is looked at once, also one that contains itself.
+        depth: Of the value in what was asked for.
+    """
+    if isinstance(value, PLAIN) and not hasattr(value, "__dict__"):  # a subclass's attributes count
         return repr(value)
     if id(value) in seen:
-        return f"the one above: {type(value).__qualname__}"
+        return seen[id(value)][1]
     if depth > DEEPEST:
         raise UnknownIdentityError("it is nested too deeply")
     if isinstance(value, Tensor):
         return _tensor(value)
     if isinstance(value, np.ndarray) and not value.dtype.hasobject:
-        return f"{value.dtype} {value.shape} {hashlib.blake2b(np.ascontiguousarray(value).tobytes()).hexdigest()}"
+        return f"{value.dtype} {value.shape} {_digest(np.ascontiguousarray(value).tobytes())}"
     if isinstance(value, types.ModuleType) and _packaged(value.__name__):
         return _named(value.__name__, "")
-    if isinstance(value, CALLABLE) and _packaged(getattr(value, "__module__", None) or "builtins"):
+    if _is_named(value) and _packaged(getattr(value, "__module__", None) or "builtins"):
         return _named(str(getattr(value, "__module__", "")), value.__qualname__)
-    parts, seen = _parts(value), {**seen, id(value): value}
-    texts = [_text(part, seen, depth + 1) for part in parts]
-    return f"{type(value).__qualname__} {sorted(texts) if isinstance(value, (set, frozenset, Mapping)) else texts}"
+    seen[id(value)] = value, f"the one above: {type(value).__qualname__}"
+    texts = [_text(part, seen, depth + 1) for part in _parts(value)]
+    whole = f"{type(value).__qualname__} {sorted(texts) if isinstance(value, (set, frozenset, dict)) else texts}"
+    seen[id(value)] = value, _digest(whole.encode())
+    return seen[id(value)][1]
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def _parts(value: Any) -> Iterable[Any]:
@@ -91,12 +101,12 @@ def _parts(value: Any) -> Iterable[Any]:
     Raises:
         UnknownIdentityError: If that cannot be told.
     """
-    if isinstance(value, Mapping):
+    if isinstance(value, (dict, types.MappingProxyType)) and not hasattr(value, "__dict__"):
         return list(value.items())
-    if isinstance(value, (tuple, list, set, frozenset)):
+    if isinstance(value, (tuple, list, set, frozenset)) and not hasattr(value, "__dict__"):
         return list(value)
     if isinstance(value, functools.partial):
-        return value.func, value.args, value.keywords
+        return value.func, value.args, value.keywords, vars(value)
     if isinstance(value, types.MethodType):
         return value.__func__, value.__self__
     if isinstance(value, (staticmethod, classmethod)):
@@ -107,15 +117,37 @@ def _parts(value: Any) -> Iterable[Any]:
         return value.co_code, value.co_names, value.co_varnames, value.co_consts
     if isinstance(value, (type, types.FunctionType)):
         return value.__qualname__, _inside(value)
-    if hasattr(value, "__dict__") and not isinstance(value, types.ModuleType) and type(value).__reduce__ is OBJECT_REDUCE:
-        return type(value), vars(value)
-    raise UnknownIdentityError(f"it holds a {type(value).__qualname__}")
+    return _reduced(value)
+
+
+def _reduced(value: Any) -> Iterable[Any]:
+    """Return what pickle would make an object again from: its class, attributes, slots and items, or state of compiled code.
+
+    Raises:
+        UnknownIdentityError: If it cannot be told, as of an open file or a generator.
+    """
+    try:
+        made = value.__reduce_ex__(4)
+    except Exception as error:
+        raise UnknownIdentityError(f"it holds a {type(value).__qualname__}") from error
+    if not isinstance(made, tuple):
+        raise UnknownIdentityError(f"it holds a {type(value).__qualname__}")
+    return [list(part) if isinstance(part, Iterator) else part for part in made]
+
+
+def _is_named(value: Any) -> bool:
+    """Return whether a value is a class or function, of whatever compiler: Cython's functions are of a type of their own."""
+    if not isinstance(getattr(value, "__self__", None), (type(None), type, types.ModuleType)):
+        return False  # bound to an object
+    compiled = callable(value) and hasattr(value, "__qualname__") and not isinstance(value, types.MethodType)
+    return isinstance(value, CALLABLE) or compiled
 
 
 def _inside(value: Any) -> dict[str, Any]:
     """Return what a user's function or class is made of."""
     if isinstance(value, type):
         skipped = ("__dict__", "__weakref__", "__doc__", "__module__", "_abc_impl", "__annotations__", "__abstractmethods__")
+        skipped = (*skipped, "__dataclass_fields__", "__dataclass_params__")  # the methods made of them tell the same
         own = {name: item for name, item in vars(value).items() if name not in skipped and not _is_slot(item)}
         return {"bases": value.__bases__, "own": own}
     cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -13,7 +15,7 @@ from torch import nn
 from spectrim.core.cost import Cost
 from spectrim.core.factorization import Factorization, Moments
 from spectrim.core.layer import Layer
-from spectrim.core.menu import Menu
+from spectrim.core.menu import RESPONSE, Menu
 from spectrim.core.plan import Option, Plan
 from spectrim.core.progress import Spent
 from spectrim.core.search import Search
@@ -134,6 +136,7 @@ def prepare(
             ledger.tick("menu", done / len(found.layers))
     original = cost(model, example)
     menu, unit = Menu(tuple(rows), original), _unit(model, example, config, bool(batches))
+    key = None if key is None else f"{key} {_menu_identity(menu)}"  # later steps depend on all of it
     return Prepared(model, example, config, found, original, batches, more, moments, menu, harm, unit, key, ledger.spent)
 
 
@@ -157,12 +160,12 @@ def _key(model: nn.Module, batches: Sequence[Example], config: Config) -> str | 
     """Return what the moments and the menu depend on, besides what is in the name of each piece."""
     if config.cache is None:
         return None
+    settings = f"{config.seed} {config.gradient} {config.images} {config.batch} {config.exclude} {torch.__version__}"
     try:
         harm = "" if config.harm is None else identity(config.harm)
+        return fingerprint(model, batches, f"{settings} {harm}")
     except UnknownIdentityError:
         return None
-    settings = f"{config.seed} {config.gradient} {config.batch} {config.exclude} {harm} {torch.__version__}"
-    return fingerprint(model, batches, settings)
 
 
 def _moments(
@@ -183,8 +186,21 @@ def _moments(
 
 
 def method_identity(method: Factorization | Search) -> str:
-    """Return what a decomposition or rank selection depends on: as written, and its code where it is not ours."""
-    return f"{method!r} {identity(type(method))}"
+    """Return what a decomposition or rank selection depends on: its options, and its code where it is not ours."""
+    try:
+        return f"{type(method).__name__} {identity(method)}"
+    except UnknownIdentityError:
+        return f"{method!r} {uuid.uuid4()}"  # of which nothing is found in a cache
+
+
+def _menu_identity(menu: Menu) -> str:
+    """Return what a menu depends on: its layers, methods with their code, ranks and predicted harms."""
+    digest = hashlib.blake2b(str(menu.original).encode(), digest_size=16)
+    for row in menu.layers:
+        codes = {id(option.method): method_identity(option.method) for option in row.options if option.method is not None}
+        options = [(codes.get(id(option.method)), option.rank, option.bias) for option in row.options]
+        digest.update(f"{row.layer} {options} {row.scores[RESPONSE].tolist()}".encode())
+    return digest.hexdigest()
 
 
 def _offers(

@@ -14,7 +14,7 @@ from spectrim.network.build import factorized
 from spectrim.network.calling import undisturbed
 from spectrim.network.surgery import duplicate, module_of, replace_module, skeleton
 from spectrim.pipeline.cache import Entry, Ledger
-from spectrim.pipeline.prepare import Prepared
+from spectrim.pipeline.prepare import Prepared, method_identity
 from spectrim.refit.batchnorm import reestimate_batchnorm
 from spectrim.refit.regression import refit
 
@@ -52,7 +52,8 @@ def realize(prepared: Prepared, plan: Plan) -> Realized:
         RuntimeError: If the forward takes another path for other inputs, so that layers cannot be refitted to one another.
     """
     ledger, config = prepared.ledger(), prepared.config
-    name = "network " + hashlib.blake2b((plan.to_json() + repr(config.settings())).encode()).hexdigest()
+    methods = [method_identity(option.method) for option in plan.values() if option.method is not None]
+    name = "network " + hashlib.blake2b(f"{plan.to_json()} {methods} {config.settings()}".encode()).hexdigest()
     with ledger.piece(name) as piece:
         if piece.entry is None:
             small, decisions = duplicate(prepared.model), {}
