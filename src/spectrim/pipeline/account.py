@@ -67,7 +67,11 @@ def account(
         with ledger.stage("report"):
             harm = measured_harm(prepared.model, small, seen, prepared.harm)
             if plan and prepared.config.gradient:
-                joint = interactions(prepared, plan, small, seen)
+                alone = [
+                    (name, factorized(option, prepared.model.get_submodule(name), prepared.moments[name]))
+                    for name, option in plan.items()
+                ]
+                joint = interactions(prepared, alone, small, seen)
     with ledger.stage("latency"):
         old, new = measure([prepared.model, small], prepared.example)
     spent = prepared.spent + plan.spent + realized.spent + ledger.spent
@@ -180,19 +184,24 @@ def complete(
     )
 
 
-def interactions(prepared: Prepared, plan: Plan, small: nn.Module, batches: Sequence[Example]) -> Interactions:
-    """Return what interactions say of a plan: predicted around the original network, the rest around the compressed one."""
-    model, moments, harm = prepared.model, prepared.moments, prepared.harm
-    assert moments is not None
-    before = [(name, factorized(option, model.get_submodule(name), moments[name])) for name, option in plan.items()]
-    after = [(name, model.get_submodule(name)) for name in plan]
-    ahead = quadratic_model(model, model, before, batches, harm=harm)
-    back = quadratic_model(model, small, after, batches, harm=harm)
-    every = range(len(plan))
+def interactions(
+    prepared: Prepared, alone: Sequence[tuple[str, nn.Module]], small: nn.Module, batches: Sequence[Example]
+) -> Interactions:
+    """Return what interactions say of a plan: predicted around the original network, the rest around the compressed one.
+
+    Args:
+        prepared: The original network.
+        alone: Planned layers, and what would take the place of each if it alone were replaced.
+        small: The compressed network.
+        batches: Inputs.
+    """
+    model, harm, names = prepared.model, prepared.harm, [name for name, _ in alone]
+    ahead = quadratic_model(model, model, alone, batches, harm=harm)
+    back = quadratic_model(model, small, [(name, model.get_submodule(name)) for name in names], batches, harm=harm)
     return Interactions(
-        ahead.harm(every),
-        tuple(plan),
-        tuple(back.base - back.harm([index]) for index in every),
+        ahead.harm(range(len(names))),
+        tuple(names),
+        tuple(back.base - back.harm([index]) for index in range(len(names))),
         tuple(tuple(float(value) for value in row) for row in back.gram),
     )
 

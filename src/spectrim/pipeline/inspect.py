@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from rich.box import SIMPLE_HEAD
@@ -13,13 +15,17 @@ from rich.table import Table
 from torch import nn
 
 from spectrim.core.cost import Cost
+from spectrim.core.deprecation import renamed
 from spectrim.core.factorization import Factorization, describe
 from spectrim.core.layer import Layer, Shape
+from spectrim.core.menu import RESPONSE, LayerMenu
 from spectrim.factorize import CP, ChannelSVD, InputSVD, SpatialSVD, TensorTrain, TiledSVD, Tucker2
 from spectrim.network.build import working_weight
 from spectrim.network.calling import Example, tensors_of, unwrap
 from spectrim.network.counting import cost
 from spectrim.network.survey import survey
+from spectrim.pipeline.config import Config
+from spectrim.pipeline.prepare import prepare
 from spectrim.report.text import short
 
 ALL: tuple[Factorization, ...] = (
@@ -46,6 +52,8 @@ class LayerView:
         full_rank: All of them.
         methods: Method to the largest rank that pays.
         reasons: The other methods, and why they do not fit.
+        harm_at_half: Least predicted harm at which the layer keeps half of its MACs, in the unit of `Inspection.harm_unit`;
+            None without calibration data, and where no method reaches half.
     """
 
     layer: Layer
@@ -55,16 +63,21 @@ class LayerView:
     full_rank: int
     methods: dict[str, str]
     reasons: dict[str, str]
+    harm_at_half: float | None = None
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """All layers, the modules that cannot be factorized with their reasons, the total cost, and the inputs it is of."""
+    """All layers, the modules that cannot be factorized with their reasons, the total cost, and the inputs it is of.
+
+    `harm_unit` is the unit of the layers' harms, empty without calibration data.
+    """
 
     layers: tuple[LayerView, ...]
     skipped: dict[str, str]
     total: Cost
     inputs: tuple[Shape, ...]
+    harm_unit: str = ""
 
     def table(self) -> Table:
         """Return a terminal table: for each method the largest rank that pays."""
@@ -77,13 +90,15 @@ class Inspection:
         names = list(dict.fromkeys(name for view in self.layers for name in view.methods))
         for name in ("layer", "weight"):
             table.add_column(name, no_wrap=True)
-        for name in ("params", "MACs", "rank", "90 %", "99 %", *names):
+        harm = ("harm at half",) if self.harm_unit else ()
+        for name in ("params", "MACs", *harm, "rank", "90 %", "99 %", *names):
             table.add_column(name.replace("SpatialSVD(axis=1)", "(axis=1)"), justify="right", no_wrap=True)
         for view in self.layers:
             shape = "x".join(map(str, view.layer.weight))
             ranks = (str(number) for number in (view.full_rank, view.rank_90, view.rank_99))
             paying = (view.methods.get(name, "-").replace(" ", "") for name in names)
-            table.add_row(view.layer.name, shape, short(view.cost.params), short(view.cost.macs), *ranks, *paying)
+            lost = ("-" if view.harm_at_half is None else f"{view.harm_at_half:.2g}",) if self.harm_unit else ()
+            table.add_row(view.layer.name, shape, short(view.cost.params), short(view.cost.macs), *lost, *ranks, *paying)
         return table
 
     def to_json(self) -> str:
@@ -102,26 +117,46 @@ class Inspection:
         return [f"left alone  {name}: {reason}" for name, reason in self.skipped.items()]
 
 
-def inspect(model: nn.Module, example: Example, *, methods: Sequence[Factorization] = ALL) -> Inspection:
+@renamed(methods="config")
+def inspect(
+    model: nn.Module,
+    example: Example,
+    *,
+    calibration: Iterable[Any] | None = None,
+    config: Config | Sequence[Factorization] | None = None,
+) -> Inspection:
     """Look at a network without changing it.
 
     Args:
         model: Any eager network.
         example: A batch of inputs.
-        methods: The decompositions to ask about.
+        calibration: Iterable of inputs; then every layer's predicted harm at half of its MACs is told too.
+        config: Its decompositions are asked about; by default all.
 
     Raises:
         TypeError: If the model is no eager `nn.Module`.
         ValueError: If the example does not go through it.
     """
+    config = config if isinstance(config, Config) else Config(methods=ALL if config is None else tuple(config))
     model = unwrap(model)
     found = survey(model, example)
-    views = tuple(_view(model, layer, methods) for layer in found.layers)
+    harms: dict[str, float] = {}
+    unit = ""
+    if calibration is not None:
+        prepared = prepare(model, example, calibration=calibration, config=config)
+        harms, unit = {row.layer.name: _harm_at_half(row) for row in prepared.menu.layers}, prepared.harm_unit
+    views = tuple(_view(model, layer, config.methods, harms.get(layer.name, math.inf)) for layer in found.layers)
     inputs = tuple(tuple(tensor.shape[1:]) for tensor in tensors_of(example))
-    return Inspection(views, found.skipped, cost(model, example), inputs)
+    return Inspection(views, found.skipped, cost(model, example), inputs, unit)
 
 
-def _view(model: nn.Module, layer: Layer, methods: Sequence[Factorization]) -> LayerView:
+def _harm_at_half(row: LayerMenu) -> float:
+    """Return the least predicted harm among the options of at most half of the layer's MACs; infinite if there are none."""
+    macs = row.costs["macs"]
+    return float(row.scores[RESPONSE][2 * macs <= macs[0]].min(initial=math.inf))
+
+
+def _view(model: nn.Module, layer: Layer, methods: Sequence[Factorization], harm: float) -> LayerView:
     weight = working_weight(layer, model.get_submodule(layer.name)).flatten(2)
     energy = torch.linalg.svdvals(weight.float()).square().sum(0).cumsum(0)
     share = energy / energy[-1].clamp_min(1e-30)
@@ -136,4 +171,5 @@ def _view(model: nn.Module, layer: Layer, methods: Sequence[Factorization]) -> L
             fitting[describe(method)] = str(largest)
         else:
             reasons[describe(method)] = fit.reason or "no rank pays"
-    return LayerView(layer, layer.cost, ranks[0], ranks[1], len(share), fitting, reasons)
+    half = harm if math.isfinite(harm) else None
+    return LayerView(layer, layer.cost, ranks[0], ranks[1], len(share), fitting, reasons, half)
