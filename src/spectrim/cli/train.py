@@ -32,8 +32,8 @@ from spectrim.core.cost import Keep
 from spectrim.core.plan import Plan
 from spectrim.core.progress import Spent
 from spectrim.network.accuracy import Accuracy, Scorer
+from spectrim.network.copying import duplicate
 from spectrim.network.counting import cost
-from spectrim.network.surgery import duplicate
 from spectrim.pipeline.account import Trained, account_training, complete
 from spectrim.pipeline.choose import choose
 from spectrim.pipeline.config import Config

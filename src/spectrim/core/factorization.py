@@ -22,6 +22,7 @@ from spectrim.core.cost import Cost
 from spectrim.core.layer import Layer
 
 Rank = int | tuple[int, ...]
+AT_ONCE = 1 << 22  # numbers of the covariances of the groups that are factorized at a time
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Moments:
         count: Sampled positions behind `covariance`.
         response: Covariance of the output, (g, T, T).
         gradient: Second moment of the loss gradient at the output, summed over the positions of one example, (g, T, T).
-        covariance: Covariance of the lowered input, (g, n, n); None where n is too large to keep it.
+        covariance: Covariance of the lowered input, (g, n, n); None where n is too large to keep it; (1, n, n), the average
+            over the groups, where there are too many groups to keep each one's. `by_groups` gives decompositions (g, n, n).
         mean: Mean of the lowered input, (g, n); None where `covariance` is.
         response_mean: Mean of the output, bias included, (g, T).
     """
@@ -54,6 +56,41 @@ class Moments:
     covariance: Tensor | None
     mean: Tensor | None
     response_mean: Tensor
+
+    @property
+    def pooled(self) -> bool:
+        """Whether the covariance is an average over the groups."""
+        return self.covariance is not None and len(self.covariance) < len(self.response)
+
+
+def by_groups(weight: Tensor, moments: Moments | None) -> Iterator[tuple[Tensor, Moments | None]]:
+    """Yield parts of a layer, as many groups at a time as memory is well spent on; factors and harms of the parts add up.
+
+    Args:
+        weight: Canonical kernel (g, T, S, *kernel).
+        moments: Of the layer; every part has a covariance for each of its groups.
+    """
+    size = weight[0, 0].numel()
+    step = len(weight) if moments is None or moments.covariance is None else max(1, AT_ONCE // size**2)
+    if step >= len(weight) and (moments is None or not moments.pooled):
+        yield weight, moments
+        return
+    assert moments is not None and moments.covariance is not None
+    for start in range(0, len(weight), step):
+        part = slice(start, start + step)
+        covariance = moments.covariance if moments.pooled else moments.covariance[part]
+        mean = None if moments.mean is None else moments.mean[part]
+        yield (
+            weight[part],
+            Moments(
+                moments.count,
+                moments.response[part],
+                moments.gradient[part],
+                covariance.expand(len(weight[part]), -1, -1),
+                mean,
+                moments.response_mean[part],
+            ),
+        )
 
 
 class Factorization(ABC):

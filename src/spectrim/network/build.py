@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectrim.core.factorization import Moments
+from spectrim.core.factorization import Moments, by_groups
 from spectrim.core.layer import Layer
 from spectrim.core.plan import Option
 from spectrim.factorize.algebra import eye_like, from_canonical, to_canonical
@@ -64,7 +64,8 @@ def factorized(option: Option, module: nn.Module, moments: Moments | None) -> nn
     """Return what replaces a layer when its inputs are the original network's own; arguments as in `own_target`."""
     assert option.method is not None
     target = own_target(option.layer, module, moments)
-    factors = option.method.factors(target.kernel, option.rank, target.moments)
+    parts = [option.method.factors(kernel, option.rank, norm) for kernel, norm in by_groups(target.kernel, target.moments)]
+    factors = parts[0] if len(parts) == 1 else [torch.cat(factor) for factor in zip(*parts, strict=True)]
     return replacement(option, module, target, factors)
 
 

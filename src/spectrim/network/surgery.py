@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,8 +13,9 @@ from spectrim.core.factorization import Factorization, Moments
 from spectrim.core.layer import Layer
 from spectrim.core.plan import Option, Plan
 from spectrim.network.build import build, factorized
-from spectrim.network.calling import Example, unwrap
-from spectrim.network.counting import cost
+from spectrim.network.calling import Example
+from spectrim.network.copying import duplicate
+from spectrim.network.counting import counted
 from spectrim.network.survey import Survey, survey
 
 
@@ -70,6 +70,7 @@ def plan_from(model: nn.Module, example: Example, choices: Mapping[str, tuple[ob
         ValueError: If a layer is unknown or cannot be factorized, or the rank is out of range.
         TypeError: If a choice is not a pair of a method and a rank.
     """
+    model = duplicate(model)
     found = survey(model, example)
     options = {}
     for name, choice in choices.items():
@@ -83,7 +84,7 @@ def plan_from(model: nn.Module, example: Example, choices: Mapping[str, tuple[ob
         method.check(layer.convolution, rank)
         options[name] = Option(layer, method, rank)
     ordered = {layer.name: options[layer.name] for layer in found.layers if layer.name in options}
-    return Plan(ordered, cost(model, example))
+    return Plan(ordered, counted(model, example).cost)
 
 
 def checked(plan: Plan, found: Survey) -> dict[str, Option]:
@@ -117,18 +118,6 @@ def _layer(name: str, found: Survey) -> Layer:
         reason = found.skipped.get(name, f"there is no such layer; the layers are {', '.join(layers)}")
         raise ValueError(f"layer {name!r} cannot be planned: {reason}")
     return layers[name]
-
-
-def duplicate(model: nn.Module) -> nn.Module:
-    """Return a deep copy of the unwrapped network.
-
-    Raises:
-        TypeError: If it cannot be copied.
-    """
-    try:
-        return copy.deepcopy(unwrap(model))
-    except RuntimeError as error:
-        raise TypeError(f"the model cannot be copied: {error}; it may hold tensors that are part of a graph") from error
 
 
 def module_of(model: nn.Module, option: Option) -> nn.Module:

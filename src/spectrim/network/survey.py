@@ -1,8 +1,9 @@
 """Which layers of a network can be factorized, and which cannot and why: found by running it, not by reading its code.
 
-Two runs. The first notes what every layer is called with. In the second every layer stands in a container, as its factors will,
-and the batch is there twice: a layer that is then not called, or whose network no longer runs, is reached by another way
-than its name; one whose input is not twice the same, one half behind the other, does not have the batch in dimension 0.
+Two runs on the same numbers, with the batch there twice. The first notes what every layer is called with. In the second every
+layer stands in a container, as its factors will. A layer that is then not called, or whose network no longer runs or answers
+otherwise, is reached by another way than its name, or asked for its class, length or attributes; one whose input is not twice
+the same, one half behind the other, does not have the batch in dimension 0.
 """
 
 from __future__ import annotations
@@ -28,10 +29,17 @@ from spectrim.network.calling import (
     call,
     doubled,
     evaluation_mode,
+    first_line,
+    map_tensors,
+    tensors_of,
     unwrap,
 )
+from spectrim.network.copying import duplicate
 
 BATCH = "its input {shape} does not have the batch of {batch} in dimension 0"
+STREAMS = "its input joins {streams} streams of the batch along dimension 0 (such as both images of a pair, or frames)"
+NOISE = "its input differs from run to run, since the forward draws random numbers in eval mode, so fits cannot be compared"
+ASKED = "the network answers otherwise with another module in its place: the forward asks for its class, length or attributes"
 
 
 @dataclass(frozen=True)
@@ -46,8 +54,9 @@ def survey(model: nn.Module, example: Example) -> Survey:
     """List what can be factorized, in order of execution, and what cannot, with the reason.
 
     Args:
-        model: Any eager network; wrappers are looked through. It is not changed.
-        example: A batch of inputs, or a tuple or dict of tensors for several inputs.
+        model: Any eager network; wrappers are looked through. Buffers that its forward makes or changes do change: give a
+            copy.
+        example: A batch of inputs: a tensor, or tensors in a tuple (arguments) or a dict (keywords), in any nesting.
 
     Returns:
         The layers in the order of their first call, and a reason for every other module with a weight matrix.
@@ -58,6 +67,7 @@ def survey(model: nn.Module, example: Example) -> Survey:
     """
     model = unwrap(model)
     batch = batch_size(example)
+    twice = doubled(_varied(example))
     seen: dict[str, list[Shape]] = {}
     images: dict[str, list[Shape]] = {}
     refused: dict[str, str] = {}
@@ -67,19 +77,18 @@ def survey(model: nn.Module, example: Example) -> Survey:
         for parameter in module._parameters.values():
             if parameter is not None:
                 owners.setdefault(id(parameter), []).append(name)
+    _run(model, example, "the example does not go through the model")
     handles = []
     for name, module in candidates.items():
         reason = _refusal(module) or _sharing(name, module, owners) or ("" if name else "it is the whole network")
         if reason:
             refused[name] = reason
         else:
-            handles.append(module.register_forward_hook(_recorder(name, batch, seen, refused), with_kwargs=True))
+            hook = _recorder(name, 2 * batch, seen, refused)
+            handles.append(module.register_forward_hook(hook, prepend=True, with_kwargs=True))
     handles += _watched(model, {name for name, module in candidates.items() if isinstance(module, nn.Linear)}, images)
     try:
-        with evaluation_mode(model), torch.no_grad():
-            call(model, example)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        raise ValueError(f"the example does not go through the model: {_first_line(error)}") from error
+        plain = _run(model, twice, "the example goes through the model, but the same batch twice does not")
     finally:
         for handle in handles:
             handle.remove()
@@ -87,18 +96,32 @@ def survey(model: nn.Module, example: Example) -> Survey:
         if name not in seen and name not in refused:
             refused[name] = "the forward of the example never calls it (its weight may be read directly, or not at all)"
     standing = {name: candidates[name] for name in seen if name not in refused}
-    refused |= _misplaced(model, standing, example, {name: len(inputs) for name, inputs in seen.items()})
+    refused |= _misplaced(model, standing, twice, plain, {name: len(inputs) for name, inputs in seen.items()})
     layers = tuple(_describe(name, candidates[name], seen[name], images) for name in seen if name not in refused)
     return Survey(layers, {name: refused[name] for name in candidates if name in refused})
 
 
 def find_layers(model: nn.Module, example: Example) -> tuple[Layer, ...]:
-    """Return the layers that can be factorized, in order of execution; see `survey` for the others."""
-    return survey(model, example).layers
+    """Return the layers that can be factorized, in order of execution; see `survey` for the others. Changes nothing."""
+    return survey(duplicate(model), example).layers
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _run(model: nn.Module, example: Example, what: str, seed: int = 0) -> Any:
+    """Return the network's outputs, with torch's random numbers from a seed.
+
+    Raises:
+        ValueError: If the forward raises, whatever its class.
+    """
+    try:
+        with torch.random.fork_rng(_devices(example)), evaluation_mode(model), torch.no_grad():
+            torch.manual_seed(seed)
+            return call(model, example)
+    except Exception as error:
+        raise ValueError(f"{what}: {first_line(error)}") from error
+
+
+def _devices(example: Example) -> list[torch.device]:
+    return list({x.device for x in tensors_of(example) if x.device.type == "cuda"})
 
 
 def _has_matrix(module: nn.Module) -> bool:
@@ -110,6 +133,8 @@ def _has_matrix(module: nn.Module) -> bool:
 def _refusal(module: nn.Module) -> str:
     """Return why the module can never be replaced, or nothing."""
     base = next((kind for kind in STOCK if isinstance(module, kind)), None)
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is TorchScript, whose code cannot be changed"
     if base is None:
         return f"{type(module).__name__} is neither a convolution nor a linear layer"
     if parametrize.is_parametrized(module):
@@ -148,65 +173,100 @@ class _StandIn(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """Note and answer."""
         self.shape = tuple(x.shape)
-        self.calls += len(x) // (2 * self.batch)
+        self.calls += len(x) // self.batch
         if self.twice and len(x) % 2 == 0:
             first, second = x.detach().float().nan_to_num().chunk(2)
             self.twice = bool((first - second).norm() <= 1e-2 * first.norm())
         return super().forward(x)  # type: ignore[no-untyped-call,no-any-return]
 
 
-def _misplaced(model: nn.Module, layers: Mapping[str, nn.Module], example: Example, calls: Mapping[str, int]) -> dict[str, str]:
-    """Return the layers that cannot be replaced where they stand, or whose inputs are no batches, with the reason."""
-    batch = batch_size(example)
-    twice = doubled(_varied(example))
+def _misplaced(
+    model: nn.Module, layers: Mapping[str, nn.Module], twice: Example, plain: Any, calls: Mapping[str, int]
+) -> dict[str, str]:
+    """Return the layers that cannot be replaced where they stand, or whose inputs are no batches, with the reason.
+
+    Args:
+        model: The network.
+        layers: The layers in question.
+        twice: The batch twice.
+        plain: What the network itself answers.
+        calls: How often each layer is called.
+    """
+    batch = batch_size(twice)
+    random = not _same(plain, _run(model, twice, "the network does not run twice", seed=1))
     refused: dict[str, str] = {}
-    try:
-        found = _stood_in(model, layers, twice, batch)
-    except Exception:
-        try:
-            _stood_in(model, {}, twice, batch)
-        except Exception as error:
-            message = f"the example goes through the model, but the same batch twice does not: {_first_line(error)}"
-            raise ValueError(message) from error
+    found = _stood_in(model, layers, twice, batch)
+    if found is None or not _same(plain, found[0]):  # some layer is to blame: each alone
         for name, module in layers.items():
-            try:
-                _stood_in(model, {name: module}, twice, batch)
-            except Exception as error:
-                refused[name] = f"the network does not run with another module in its place: {_first_line(error)}"
+            alone = _stood_in(model, {name: module}, twice, batch, refused)
+            if alone is not None and not _same(plain, alone[0]):
+                refused[name] = ASKED
         found = _stood_in(model, {name: layers[name] for name in layers if name not in refused}, twice, batch)
-    for name, standin in found.items():
+        if found is None or not _same(plain, found[0]):
+            return {name: ASKED for name in layers} | refused
+    for name, standin in found[1].items():
         if not standin.shape:
             refused[name] = "the forward calls it by another way than its name (such as a plain list), so it cannot be replaced"
+        elif not standin.twice and random:
+            refused[name] = NOISE
+        elif not standin.twice and standin.shape[0] > batch:
+            refused[name] = STREAMS.format(streams=standin.shape[0] // batch)
         elif not standin.twice or standin.calls != calls[name]:
-            refused[name] = BATCH.format(shape=standin.shape, batch=2 * batch)
+            refused[name] = BATCH.format(shape=standin.shape, batch=batch)
     return refused
 
 
-def _stood_in(model: nn.Module, layers: Mapping[str, nn.Module], example: Example, batch: int) -> dict[str, _StandIn]:
-    """Run the network with these layers in containers; put everything back as it was."""
+def _same(first: Any, second: Any) -> bool:
+    """Return whether two outputs are the same but for rounding."""
+    pairs = list(zip(tensors_of(first), tensors_of(second), strict=False))
+    if len(tensors_of(first)) != len(tensors_of(second)) or any(a.shape != b.shape for a, b in pairs):
+        return False
+    return all(
+        torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(a.float().abs().nan_to_num(0, 0, 0).mean()), equal_nan=True)
+        for a, b in pairs
+        if a.is_floating_point() and a.numel()
+    )
+
+
+def _stood_in(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    example: Example,
+    batch: int,
+    refused: dict[str, str] | None = None,
+) -> tuple[Any, dict[str, _StandIn]] | None:
+    """Run the network with these layers in containers; put everything back as it was. None if it does not run."""
     standins = {name: _StandIn(layer, batch) for name, layer in layers.items()}
-    held = {id(layer): standins[name] for name, layer in layers.items()}
-    places = [(parent, key, child) for parent in model.modules() for key, child in parent._modules.items() if id(child) in held]
+    inside = {id(layer): standins[name] for name, layer in layers.items()}
+    places = [
+        (parent, key, child) for parent in model.modules() for key, child in parent._modules.items() if id(child) in inside
+    ]
     try:
         for parent, key, child in places:
-            parent._modules[key] = held[id(child)]
-        with evaluation_mode(model), torch.no_grad():
-            call(model, example)
+            parent._modules[key] = inside[id(child)]
+        return _run(model, example, "the network does not run with another module in its place"), standins
+    except ValueError as error:
+        if refused is not None:
+            refused |= {name: str(error) for name in layers}
+        return None
     finally:
         for parent, key, child in places:
             parent._modules[key] = child
-    return standins
 
 
 def _varied(example: Example) -> Example:
-    """Return the batch with numbers in place of constants, which would look the same in every order."""
-    if isinstance(example, dict):
-        return {key: _varied(value) for key, value in example.items()}  # type: ignore[misc]
-    if not isinstance(example, Tensor):
-        return tuple(_varied(value) for value in example)  # type: ignore[misc]
-    if not example.is_floating_point() or bool((example != example.flatten()[0]).any()):
-        return example
-    return torch.linspace(0, 1, example.numel(), device=example.device).to(example.dtype).view(example.shape)
+    """Return the batch with other numbers in inputs that are constant or the same as another, which would hide their order."""
+    seen: list[Tensor] = []
+
+    def varied(x: Tensor) -> Tensor:
+        alike = any(x.shape == other.shape and torch.equal(x, other) for other in seen)
+        seen.append(x)
+        if not x.is_floating_point() or not x.numel() or not (alike or bool((x == x.flatten()[0]).all())):
+            return x
+        steps = torch.linspace(0, 1, x.numel(), device=x.device)
+        return (steps if len(seen) == 1 else steps.roll(len(seen) * 7).square()).to(x.dtype).view(x.shape)
+
+    return map_tensors(varied, example)
 
 
 def _recorder(name: str, batch: int, seen: dict[str, list[Shape]], refused: dict[str, str]) -> Any:
@@ -241,6 +301,8 @@ def _watched(model: nn.Module, names: set[str], images: dict[str, list[Shape]]) 
 
     handles = []
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
         if name in names:
             handles.append(module.register_forward_pre_hook(lambda module, args, name=name: note(name, args)))
         handles.append(module.register_forward_hook(keep))

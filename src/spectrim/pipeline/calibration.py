@@ -1,104 +1,145 @@
-"""Calibration data: from whatever iterable the user has to a checked list of batches in the form of the example."""
+"""Calibration data: from whatever iterable the user has to checked batches in the form of the example."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from spectrim.network.calling import Example, tensors_of
+from spectrim.network.calling import Example, batch_size
+
+JUDGED = (1 / 8, 16, 512)  # share of the images that no fit sees, at least and at most so many
+ENOUGH = 48  # images from which on some are kept away from the fits
 
 
-def collect(
-    calibration: Iterable[Any] | None, example: Example, images: int, batch: int, *, more: int = 0
-) -> tuple[list[Example], list[Example]]:
-    """Read at most `images` examples, and at most `more` behind them, and cut both into batches.
+@dataclass(frozen=True)
+class Images:
+    """Calibration inputs by purpose, in batches on the device and in the dtype of the example.
+
+    Attributes:
+        fitting: For moments and fits.
+        unseen: Seen by no fit: on these the report measures the harm that was done. Empty where there are too few images.
+        further: Beyond these: a rank selection may measure on them.
+    """
+
+    fitting: list[Example]
+    unseen: list[Example]
+    further: list[Example]
+
+
+def collect(calibration: Iterable[Any] | None, example: Example, images: int, batch: int, *, further: int = 0) -> Images:
+    """Read images, and divide them by purpose.
 
     Args:
         calibration: Iterable of inputs or (inputs, targets), or one tensor; None gives no batches.
-        example: Says what inputs look like: a tensor, a tuple of tensors or a dict of tensors.
-        images: How many are read at most; they stay in memory.
+        example: Says what inputs look like. Its tensors with the batch in dimension 0 come from the items, all else (flags,
+            constant tables, None) from the example itself. Batches are multiples of its size, as far as items are.
+        images: How many are for fits at most; they stay in memory.
         batch: Size of the batches returned.
-        more: How many are read beyond them; only whole batches of these are kept.
-
-    Returns:
-        Both lists of batches, on the device and in the dtype of the example.
+        further: How many are read beyond those of fits and judgement; only whole batches of these are returned.
 
     Raises:
         ValueError: If there is nothing, a shape differs from the example's, or a value is not finite.
-        TypeError: If it is no iterable, what it gives has no tensors, or the example has something else among them.
+        TypeError: If it is no iterable, or what it gives has other tensors than the example.
     """
     if calibration is None:
-        return [], []
+        return Images([], [], [])
     if isinstance(calibration, Tensor):
         calibration = [calibration]
     if not isinstance(calibration, Iterable):
         raise TypeError(f"the calibration data is {type(calibration).__name__}; it must be an iterable of batches")
-    _check(example)
-    wanted = tensors_of(example)
-    columns: list[list[Tensor]] = [[] for _ in wanted]
-    count = 0
+    share, least, most = JUDGED
+    unit, wanted = batch_size(example), images + min(most, max(least, int(share * images))) + further
+    columns: list[list[Tensor]] = [[] for _ in _columns(example)]
+    read = 0
     for item in calibration:
-        tensors = _inputs(item, example)
-        for column, tensor, like in zip(columns, tensors, wanted, strict=True):
-            if tensor.shape[1:] != like.shape[1:]:
-                raise ValueError(
-                    f"calibration inputs have shape {tuple(tensor.shape)}; the example says (batch, "
-                    f"{', '.join(map(str, like.shape[1:]))}): give both the same size"
-                )
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise ValueError("the calibration data holds NaN or infinite values")
-            column.append(tensor[: images + more - count].to(like))
-        count += len(columns[0][-1])
-        if count >= images + more:
+        tensors = _checked(item, example)
+        for column, tensor in zip(columns, tensors, strict=True):
+            column.append(tensor[: wanted - read])
+        read += len(columns[0][-1])
+        if read >= wanted:
             break
-    if not count:
+    if not read:
         raise ValueError("the calibration data is empty; give at least one batch (a generator can be read only once)")
     whole = [torch.cat(column) for column in columns]
-    first = min(count, images)
-    cuts = [(start, min(start + batch, first)) for start in range(0, first, batch)]
-    beyond = [(start, start + batch) for start in range(first, count - batch + 1, batch)]
-    return tuple(  # type: ignore[return-value]
-        [_like(example, [column[start:stop] for column in whole]) for start, stop in part] for part in (cuts, beyond)
+    judged = 0 if read < ENOUGH else min(most, max(least, int(share * min(read, images)))) // unit * unit
+    first = min(images, read - judged)
+    first = max(first // unit * unit, min(first, unit))
+    batch = max(batch // unit * unit, unit)
+
+    def cut(start: int, stop: int, step: int) -> Example:
+        return _like(example, [column[start : min(start + step, stop)] for column in whole])
+
+    behind = first + judged
+    return Images(
+        [cut(start, first, batch) for start in range(0, first, batch)],
+        [cut(start, behind, batch) for start in range(first, behind, batch)],
+        [cut(start, read, batch) for start in range(behind, min(read, behind + further) - batch + 1, batch)],
     )
 
 
-def _check(example: Example) -> None:
-    """Check that the example is a tensor, or a tuple or dict of nothing but tensors."""
-    parts = {} if isinstance(example, Tensor) else example if isinstance(example, dict) else dict(enumerate(example))
-    for name, part in parts.items():
-        if not isinstance(part, Tensor):
-            raise TypeError(
-                f"the example's {name!r} is {type(part).__name__}; with calibration data all its values must be tensors: "
-                "wrap the model in a module that passes the others"
+def _columns(example: Example) -> list[int]:
+    """Return the numbers of the leaves that have the batch in dimension 0."""
+    size = batch_size(example)
+    leaves = tree_flatten(example)[0]
+    return [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == size]
+
+
+def _checked(item: Any, example: Example) -> list[Tensor]:
+    """Return the tensors of one item, which may carry targets behind its inputs, on the device and in the dtype of the example.
+
+    Raises:
+        ValueError: If a shape differs from the example's, or a value is not finite.
+        TypeError: If they are not those of the example.
+    """
+    leaves = tree_flatten(example)[0]
+    like = [leaves[index] for index in _columns(example)]
+    tensors = _inputs(item, example)
+    for tensor, wanted in zip(tensors, like, strict=True):
+        if tensor.shape[1:] != wanted.shape[1:] or not tensor.ndim:
+            raise ValueError(
+                f"calibration inputs have shape {tuple(tensor.shape)}; the example says (batch, "
+                f"{', '.join(map(str, wanted.shape[1:]))}): give both the same size"
             )
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ValueError("the calibration data holds NaN or infinite values")
+        if len(tensor) != len(tensors[0]):
+            raise ValueError(f"calibration inputs have {len(tensors[0])} and {len(tensor)} examples in one item; give as many")
+    return [tensor.to(wanted) for tensor, wanted in zip(tensors, like, strict=True)]
 
 
 def _inputs(item: Any, example: Example) -> list[Tensor]:
-    """Return the input tensors of one item, which may carry targets behind them."""
-    wanted = len(tensors_of(example))
+    """Return the tensors of the item that stand where the example's batched ones do."""
     if isinstance(example, dict):
         item = item[0] if isinstance(item, (tuple, list)) else item
-        if not isinstance(item, dict) or not all(isinstance(item.get(key), Tensor) for key in example):
+        if not isinstance(item, dict) or not all(key in item for key in example):
             raise TypeError(
                 f"calibration items must be dicts with tensors under the keys {', '.join(example)}, as the example is"
             )
-        return [item[key] for key in example]
-    if isinstance(item, (tuple, list)) and item and (isinstance(example, Tensor) or isinstance(item[0], (tuple, list))):
+        item = {key: item[key] for key in example}
+    elif isinstance(item, (tuple, list)) and item and (isinstance(example, Tensor) or isinstance(item[0], (tuple, list))):
         item = item[0]
-    tensors = tensors_of(item)[:wanted]
-    if len(tensors) != wanted:
+    elif isinstance(item, (tuple, list)) and isinstance(example, (tuple, list)):
+        item = type(example)(item[: len(example)])
+    places, leaves = _columns(example), tree_flatten(item)[0]
+    total = len(tree_flatten(example)[0])
+    if len(leaves) == len(places) and all(isinstance(leaf, Tensor) for leaf in leaves):
+        return leaves  # without the constants
+    if len(leaves) < total or not all(isinstance(leaves[index], Tensor) for index in places):
         raise TypeError(
-            f"calibration items are {type(item).__name__}; they must be inputs or (inputs, targets), like the example"
+            f"calibration items are {type(item).__name__}; they must be inputs or (inputs, targets), with tensors where the "
+            "example has them"
         )
-    return tensors
+    return [leaves[index] for index in places]
 
 
-def _like(example: Example, tensors: list[Tensor]) -> Example:
-    if isinstance(example, Tensor):
-        return tensors[0]
-    if isinstance(example, dict):
-        return dict(zip(example, tensors, strict=True))
-    return tuple(tensors)
+def _like(example: Example, tensors: Sequence[Tensor]) -> Example:
+    """Return the example with other tensors where it has the batch in dimension 0."""
+    leaves, nesting = tree_flatten(example)
+    for index, tensor in zip(_columns(example), tensors, strict=True):
+        leaves[index] = tensor
+    return tree_unflatten(leaves, nesting)

@@ -32,6 +32,8 @@ class Config:
             logits, and squared error relative to the output's mean square for others.
         images: How many calibration images are read at most; a rank selection that measures reads more of them.
         batch: Images that go through the network at once.
+        memory: Bytes that the activations of the refit may take, and an eighth of it the moments of one layer; layers and
+            images beyond it are left out.
         seed: Of sampled labels and positions.
         cache: Folder that keeps finished pieces of work, so that the same call goes on where it was interrupted. Nothing is
             kept where it cannot be told what `harm` depends on.
@@ -48,6 +50,7 @@ class Config:
     harm: Harm | None = None
     images: int = 1024
     batch: int = 128
+    memory: int = 4 << 30
     seed: int = 0
     cache: str | os.PathLike[str] | None = None
     progress: Progress | None = None
@@ -66,7 +69,7 @@ class Config:
             )
         if self.harm is not None and not callable(self.harm):
             raise TypeError(f"harm is {self.harm!r}; it must be a function of (outputs, reference), or None")
-        for name in ("multiple_of", "images", "batch"):
+        for name in ("multiple_of", "images", "batch", "memory"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a whole number of at least 1")
 

@@ -21,8 +21,9 @@ from spectrim.core.layer import Layer, Shape
 from spectrim.core.menu import RESPONSE, LayerMenu
 from spectrim.factorize import CP, ChannelSVD, InputSVD, SpatialSVD, TensorTrain, TiledSVD, Tucker2
 from spectrim.network.build import working_weight
-from spectrim.network.calling import Example, tensors_of, unwrap
-from spectrim.network.counting import cost
+from spectrim.network.calling import Example, batched
+from spectrim.network.copying import duplicate
+from spectrim.network.counting import counted
 from spectrim.network.survey import survey
 from spectrim.pipeline.config import Config
 from spectrim.pipeline.prepare import prepare
@@ -138,7 +139,7 @@ def inspect(
         ValueError: If the example does not go through it.
     """
     config = config if isinstance(config, Config) else Config(methods=ALL if config is None else tuple(config))
-    model = unwrap(model)
+    model = duplicate(model)
     found = survey(model, example)
     harms: dict[str, float] = {}
     unit = ""
@@ -146,8 +147,8 @@ def inspect(
         prepared = prepare(model, example, calibration=calibration, config=config)
         harms, unit = {row.layer.name: _harm_at_half(row) for row in prepared.menu.layers}, prepared.harm_unit
     views = tuple(_view(model, layer, config.methods, harms.get(layer.name, math.inf)) for layer in found.layers)
-    inputs = tuple(tuple(tensor.shape[1:]) for tensor in tensors_of(example))
-    return Inspection(views, found.skipped, cost(model, example), inputs, unit)
+    inputs = tuple(tuple(tensor.shape[1:]) for tensor in batched(example))
+    return Inspection(views, found.skipped, counted(model, example).cost, inputs, unit)
 
 
 def _harm_at_half(row: LayerMenu) -> float:

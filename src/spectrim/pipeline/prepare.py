@@ -13,22 +13,24 @@ import torch
 from torch import nn
 
 from spectrim.core.cost import Cost
-from spectrim.core.factorization import Factorization, Moments
+from spectrim.core.factorization import Factorization, Moments, by_groups
 from spectrim.core.layer import Layer
 from spectrim.core.menu import RESPONSE, Menu
 from spectrim.core.plan import Option, Plan
 from spectrim.core.progress import Spent
 from spectrim.core.search import Search
 from spectrim.network.build import working_weight
-from spectrim.network.calling import Example, batch_size, call, count, evaluation_mode, tensors_of, undisturbed
-from spectrim.network.counting import cost
-from spectrim.network.surgery import checked, duplicate
+from spectrim.network.calling import Example, batch_size, batched, call, count, evaluation_mode, undisturbed
+from spectrim.network.copying import duplicate
+from spectrim.network.counting import counted
+from spectrim.network.surgery import checked
 from spectrim.network.survey import Survey, survey
 from spectrim.pipeline.cache import Cache, Entry, Ledger, pack, unpack
-from spectrim.pipeline.calibration import collect
+from spectrim.pipeline.calibration import Images, collect
+from spectrim.pipeline.checks import check_norms, check_outputs, check_weights, notes_of
 from spectrim.pipeline.config import Config
 from spectrim.pipeline.identity import UnknownIdentityError, fingerprint, identity
-from spectrim.sensitivity.divergence import Harm, check, is_logits, output_harm
+from spectrim.sensitivity.divergence import Harm, is_logits, output_harm
 from spectrim.sensitivity.moments import Sweep
 from spectrim.sensitivity.options import Offer, layer_menu, offers
 
@@ -46,11 +48,13 @@ class Prepared:
         survey: The layers that may be replaced, and the other weighted modules with reasons.
         original: Cost of the whole network.
         calibration: Batches for moments and refit; none without data.
+        unseen: Batches that no fit sees, on which the report measures harm; none where there are too few images.
         further: Batches beyond them, on which a rank selection may measure.
         moments: Layer name to moments; None without data.
         menu: What can be done to every layer.
         harm: What a change of the outputs costs.
         harm_unit: The unit of the menu's harms.
+        notes: What a reader of a report must know.
         key: What all of this was computed from, for the cache; None where that cannot be told, and nothing is cached.
         spent: What it took.
     """
@@ -61,17 +65,24 @@ class Prepared:
     survey: Survey
     original: Cost
     calibration: Sequence[Example]
+    unseen: Sequence[Example]
     further: Sequence[Example]
     moments: Mapping[str, Moments] | None
     menu: Menu
     harm: Harm
     harm_unit: str
+    notes: tuple[str, ...]
     key: str | None
     spent: Spent
 
     def ledger(self) -> Ledger:
         """Return a new ledger for a step that goes on from here."""
         return _ledger(self.config, self.key, self.example)
+
+    @property
+    def refit_settings(self) -> dict[str, int]:
+        """Settings of the refit."""
+        return {"seed": self.config.seed, "memory": self.config.memory, "unit": batch_size(self.example)}
 
 
 @undisturbed()
@@ -106,19 +117,17 @@ def prepare(
     check_weights(model)
     if config.refit and calibration is not None:
         check_norms(model)
-    size = sum(x[:1].numel() * x.element_size() for x in tensors_of(example))
+    size = sum(x[:1].numel() * x.element_size() for x in batched(example))
     further = min(config.search.images, MEMORY // max(size, 1)) if plan is None else 0
-    batches, more = collect(calibration, example, config.images, config.batch, more=further)
+    images = collect(calibration, example, config.images, config.batch, further=further)
     found = _allowed(survey(model, example), config)
     given = None if plan is None else checked(plan, found)
     harm = config.harm or output_harm
-    if batches and config.harm is not None and config.gradient:
-        with torch.no_grad(), evaluation_mode(model):
-            outputs = call(model, batches[0])
-        check(harm, outputs)
-    key = _key(model, [*batches, *more], config)
+    if images.fitting:
+        check_outputs(model, images, config)
+    key = _key(model, [*images.fitting, *images.further], config)
     ledger = _ledger(config, key, example)
-    moments = _moments(ledger, model, found, batches, config) if batches else None
+    moments = _moments(ledger, model, found, images.fitting, config) if images.fitting else None
     offered = [_offers(layer, config, moments, given) for layer in found.layers]
     rows = []
     with ledger.stage("menu"):
@@ -128,21 +137,24 @@ def prepare(
                 with ledger.piece(f"menu {layer.name} {method_identity(method)} {ranks}") as piece:
                     if piece.entry is None:
                         weight = working_weight(layer, model.get_submodule(layer.name))
-                        losses = method.losses(weight, ranks, None if moments is None else moments[layer.name])
-                        piece.entry = Entry({}, {"harms": losses})
+                        parts = by_groups(weight, None if moments is None else moments[layer.name])
+                        losses = [method.losses(kernel, ranks, norm) for kernel, norm in parts]
+                        piece.entry = Entry({}, {"harms": [sum(column) for column in zip(*losses, strict=True)]})
                 harms.append(piece.entry.numbers["harms"])
             multiple_of = config.multiple_of if given is None else 1
             rows.append(layer_menu(layer, offer, harms, bias=moments is not None, multiple_of=multiple_of))
             ledger.tick("menu", done / len(found.layers))
-    original = cost(model, example)
-    menu, unit = Menu(tuple(rows), original), _unit(model, example, config, bool(batches))
+    original = counted(model, example)
+    menu, unit = Menu(tuple(rows), original.cost), _unit(model, images, config)
+    notes = notes_of(model, example, images, original, found)
     key = None if key is None else f"{key} {_menu_identity(menu)}"  # later steps depend on all of it
-    return Prepared(model, example, config, found, original, batches, more, moments, menu, harm, unit, key, ledger.spent)
+    inputs = (images.fitting, images.unseen, images.further)
+    return Prepared(model, example, config, found, original.cost, *inputs, moments, menu, harm, unit, notes, key, ledger.spent)
 
 
 def _ledger(config: Config, key: str | None, example: Example) -> Ledger:
     cache = Cache(None if key is None else config.cache, key or "")
-    return Ledger(cache, tensors_of(example)[0].device, config.progress)
+    return Ledger(cache, batched(example)[0].device, config.progress)
 
 
 def _allowed(found: Survey, config: Config) -> Survey:
@@ -176,7 +188,7 @@ def _moments(
         if piece.entry is None:
             with ledger.stage("statistics"):
                 harm = (config.harm or output_harm) if config.gradient else None
-                sweep = Sweep(found.layers, count(batches), seed=config.seed, harm=harm)
+                sweep = Sweep(found.layers, count(batches), seed=config.seed, harm=harm, memory=config.memory)
                 for done, batch in enumerate(batches, 1):
                     sweep.add(model, batch)
                     ledger.tick("statistics", done / len(batches))
@@ -221,35 +233,11 @@ def _offers(
     return [(option.method, [option.rank])]
 
 
-def _unit(model: nn.Module, example: Example, config: Config, data: bool) -> str:
-    if not data:
+def _unit(model: nn.Module, images: Images, config: Config) -> str:
+    """Return the unit of the menu's harms."""
+    if not images.fitting:
         return "relative squared weight error"
     if config.harm is not None:
         return str(config.settings()["harm"])
     with torch.no_grad(), evaluation_mode(model):
-        return "nats" if is_logits(call(model, example)) else "relative squared error"
-
-
-def check_norms(model: nn.Module) -> None:
-    """Check that no normalisation mixes the examples of a batch, of which the refit runs two streams.
-
-    Raises:
-        ValueError: If one does.
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
-            raise ValueError(
-                f"the normalisation {name!r} has no running statistics, so it mixes the images of a batch and layers cannot be "
-                "refitted to one another; use refit=False"
-            )
-
-
-def check_weights(model: nn.Module) -> None:
-    """Check that every weight is finite.
-
-    Raises:
-        ValueError: If one is NaN or infinite.
-    """
-    for name, value in model.state_dict().items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise ValueError(f"the model's {name!r} holds NaN or infinite values; give a network that was trained to the end")
+        return "nats" if is_logits(call(model, images.fitting[0])) else "relative squared error"

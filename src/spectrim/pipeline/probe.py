@@ -13,7 +13,8 @@ from spectrim.core.plan import Plan
 from spectrim.core.search import Probe, QuadraticModel
 from spectrim.network.build import Target, factorized, replacement
 from spectrim.network.calling import Example, count
-from spectrim.network.surgery import apply, duplicate, replace_module
+from spectrim.network.copying import duplicate
+from spectrim.network.surgery import apply, replace_module
 from spectrim.pipeline.cache import Ledger
 from spectrim.pipeline.prepare import Prepared
 from spectrim.refit.regression import refit
@@ -76,7 +77,7 @@ class NetworkProbe(Probe):
             assert prepared.moments is not None
             if prepared.config.refit:
                 small, targets = duplicate(prepared.model), {}
-                for layer in refit(prepared.model, plan, prepared.calibration, prepared.moments, seed=prepared.config.seed):
+                for layer in refit(prepared.model, plan, prepared.calibration, prepared.moments, **prepared.refit_settings):
                     replace_module(small, layer.name, layer.module)
                     targets[layer.name] = layer.target
                 self._fitted[name] = Fitted(small, targets)

@@ -12,7 +12,9 @@ from spectrim.core.plan import Plan
 from spectrim.core.progress import Spent
 from spectrim.network.build import factorized
 from spectrim.network.calling import undisturbed
-from spectrim.network.surgery import duplicate, module_of, replace_module, skeleton
+from spectrim.network.copying import duplicate
+from spectrim.network.state import extra_state, tensors_of_state
+from spectrim.network.surgery import module_of, replace_module, skeleton
 from spectrim.pipeline.cache import Entry, Ledger
 from spectrim.pipeline.prepare import Prepared, method_identity
 from spectrim.refit.batchnorm import reestimate_batchnorm
@@ -59,15 +61,11 @@ def realize(prepared: Prepared, plan: Plan) -> Realized:
             small, decisions = duplicate(prepared.model), {}
             if prepared.moments is not None and config.refit:
                 with ledger.stage("refit"):
-                    layers = refit(prepared.model, plan, prepared.calibration, prepared.moments, seed=config.seed)
+                    layers = refit(prepared.model, plan, prepared.calibration, prepared.moments, **prepared.refit_settings)
                     for done, layer in enumerate(layers, 1):
                         replace_module(small, layer.name, layer.module)
-                        seen = (
-                            f"refitted on {layer.images:,} images"
-                            if layer.images
-                            else "not refitted: one forward calls it twice"
-                        )
-                        decisions[layer.name] = seen
+                        images = f"refitted on {layer.images:,} images"
+                        decisions[layer.name] = images if layer.images else f"not refitted: {layer.reason}"
                         ledger.tick("refit", done / len(plan))
                     ledger.passed(forward=2.0)
             else:
@@ -78,10 +76,10 @@ def realize(prepared: Prepared, plan: Plan) -> Realized:
                         replace_module(small, layer_name, new)
                         decisions[layer_name] = "approximated by its weight" if moments is None else "fitted to its own inputs"
             small = _batchnorm(prepared, small, ledger)
-            piece.entry = Entry(dict(small.state_dict()), {"decisions": decisions})
+            piece.entry = Entry(tensors_of_state(small), {"decisions": decisions})
         else:
             small = skeleton(plan, prepared.model)
-            small.load_state_dict(dict(piece.entry.tensors))
+            small.load_state_dict(dict(piece.entry.tensors), strict=not extra_state(small))
     return Realized(small, dict(piece.entry.numbers["decisions"]), ledger.spent)
 
 

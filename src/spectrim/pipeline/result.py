@@ -10,11 +10,11 @@ from pathlib import Path
 
 from rich.console import Console
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
 from torch import nn
 
 from spectrim.core.plan import Plan
 from spectrim.core.records import Report
+from spectrim.network.state import load_weights, save_weights
 from spectrim.network.surgery import skeleton
 from spectrim.report import lines, page, table
 
@@ -68,7 +68,7 @@ class Result:
     def _write(self, folder: Path) -> None:
         (folder / "plan.json").write_text(self.plan.to_json())
         (folder / "report.json").write_text(self.report.to_json())
-        save_model(self.model, str(folder / "model.safetensors"))
+        save_weights(self.model, folder / "model.safetensors")
         try:
             (folder / "report.html").write_text(page(self.report))
         except ImportError as error:
@@ -110,7 +110,7 @@ def load(folder: str | os.PathLike[str], model: nn.Module) -> nn.Module:
             raise ValueError(f"{str(path)!r} is no saved result: it has no {name}")
     small = skeleton(Plan.from_json((path / "plan.json").read_text()), model)
     try:
-        load_model(small, path / "model.safetensors")
+        load_weights(small, path / "model.safetensors")
     except SafetensorError as error:
         raise ValueError(f"{str(path / 'model.safetensors')!r} is damaged or no safetensors file: {error}") from error
     except RuntimeError as error:

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map
 
-from spectrim.network.calling import Example, call, evaluation_mode, tensors_of
-from spectrim.network.surgery import duplicate
+from spectrim.network.calling import Example, batch_size, call, evaluation_mode, joined
+from spectrim.network.copying import duplicate
 
 
 def reestimate_batchnorm(model: nn.Module, batches: Sequence[Example]) -> nn.Module:
@@ -31,7 +30,7 @@ def reestimate_batchnorm(model: nn.Module, batches: Sequence[Example]) -> nn.Mod
             norm.train()
             norm.reset_running_stats()
             norm.momentum = None  # a cumulative average
-        for batch in joined(batches):
+        for batch in at_least_two(batches):
             call(small, batch)
         for norm, (momentum, state) in zip(norms, before, strict=True):
             norm.momentum = momentum
@@ -40,13 +39,13 @@ def reestimate_batchnorm(model: nn.Module, batches: Sequence[Example]) -> nn.Mod
     return small
 
 
-def joined(batches: Sequence[Example]) -> list[Example]:
+def at_least_two(batches: Sequence[Example]) -> list[Example]:
     """Return batches of at least two examples each; nothing if there is only one in all."""
     result: list[Example] = []
     for index, batch in enumerate(batches):
-        single = len(tensors_of(batch)[0]) == 1 and index == len(batches) - 1
-        if result and (single or len(tensors_of(result[-1])[0]) == 1):
-            result[-1] = tree_map(lambda *parts: torch.cat(parts), result[-1], batch)
+        single = batch_size(batch) == 1 and index == len(batches) - 1
+        if result and (single or batch_size(result[-1]) == 1):
+            result[-1] = joined([result[-1], batch])
         elif not single:
             result.append(batch)
     return result

@@ -13,21 +13,23 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from spectrim.core.factorization import Moments
 from spectrim.core.layer import Layer
 from spectrim.core.plan import Plan
 from spectrim.factorize.algebra import eye_like, ridge
 from spectrim.network.build import Target, factorized, original_bias, own_target, replacement, working_weight
-from spectrim.network.calling import Example, count, tensors_of
-from spectrim.network.surgery import duplicate, module_of
+from spectrim.network.calling import Example, batch_size, count, head
+from spectrim.network.copying import duplicate
+from spectrim.network.surgery import module_of
 from spectrim.refit.stream import Arrival, TwinStream
 from spectrim.refit.trace import trace
 from spectrim.sensitivity.moments import Covariance, Sampler, lowered
 
 RIDGE = 0.01  # towards the original kernel, relative to the mean diagonal of C
 MEMORY = 4 << 30  # bytes of live activations that the twin stream may hold
+TWICE = "one forward calls it more than once"
+POOLED = "it has too many groups for a covariance of each one's inputs"
 LIVE = 6  # live activations of one forward, in units of its largest one (a residual block holds about as many)
 
 
@@ -40,21 +42,25 @@ class RefittedLayer:
         module: What stands in its place.
         target: What it was fitted to; other options of the layer can be fitted to the same.
         images: How many images the regression saw; 0 where the layer was fitted to the original network's own inputs.
+        reason: Why it was, then.
     """
 
     name: str
     module: nn.Module
     target: Target
     images: int
+    reason: str = ""
 
 
-def refit(
+def refit(  # noqa: PLR0913
     model: nn.Module,
     plan: Plan,
     batches: Sequence[Example],
     moments: Mapping[str, Moments],
     *,
     seed: int = 0,
+    memory: int = MEMORY,
+    unit: int = 1,
 ) -> Iterator[RefittedLayer]:
     """Yield the planned layers, each fitted to inputs as the layers yielded before make them.
 
@@ -64,9 +70,11 @@ def refit(
     Args:
         model: The original network; it is not changed.
         plan: What to do.
-        batches: Calibration inputs; as many of them are used as `MEMORY` has room for.
+        batches: Calibration inputs; as many of them are used as `memory` has room for.
         moments: Layer name to moments.
         seed: Of sampled positions.
+        memory: Bytes that the live activations may take.
+        unit: Batches are cut to multiples of this only, for networks whose examples belong together, such as frames of clips.
 
     Raises:
         RuntimeError: If the forward takes another path for other inputs.
@@ -74,16 +82,18 @@ def refit(
     if not plan:
         return
     original = duplicate(model).eval()
-    found = trace(original, list(plan), _head(batches[0], 2))
-    batches = _fitting(batches, found.bytes_per_example)
+    found = trace(original, list(plan), head(batches[0], max(2, unit)))
+    batches = _fitting(batches, found.bytes_per_example, memory, unit)
     images = count(batches)
     sampler = Sampler(seed, images)
     modules = {name: module_of(model, option) for name, option in plan.items()}
-    fixed = {name: factorized(plan[name], modules[name], moments[name]) for name in plan if name not in found.once}
+    alone = [name for name in plan if name in found.once and not moments[name].pooled]
+    fixed = {name: factorized(plan[name], modules[name], moments[name]) for name in plan if name not in alone}
     for name, new in fixed.items():
-        yield RefittedLayer(name, new, own_target(plan[name].layer, modules[name], moments[name]), 0)
+        reason = POOLED if moments[name].pooled else TWICE
+        yield RefittedLayer(name, new, own_target(plan[name].layer, modules[name], moments[name]), 0, reason)
     stream = TwinStream(original, found, dict(fixed))
-    for arrived in stream.arrivals([name for name in plan if name in found.once], batches):
+    for arrived in stream.arrivals(alone, batches):
         name = arrived[0].name
         option, module = plan[name], modules[name]
         assert option.method is not None
@@ -144,20 +154,14 @@ def _at(layer: Layer, y: Tensor, index: tuple[Tensor, ...]) -> Tensor:
     return grouped.transpose(0, 1)
 
 
-def _fitting(batches: Sequence[Example], bytes_per_example: int) -> list[Example]:
-    """Return as many batches as the twin stream can hold at once, at least one example."""
-    room = max(1, MEMORY // max(1, 2 * LIVE * bytes_per_example))
-    kept: list[Example] = []
+def _fitting(batches: Sequence[Example], bytes_per_example: int, memory: int, unit: int) -> list[Example]:
+    """Return as many batches as the twin stream can hold at once, at least `unit` examples."""
+    room = max(unit, memory // max(1, 2 * LIVE * bytes_per_example) // unit * unit)
+    chosen: list[Example] = []
     for batch in batches:
-        size = len(tensors_of(batch)[0])
-        if room <= 0:
+        size = batch_size(batch)
+        if room < unit:
             break
-        kept.append(batch if size <= room else _head(batch, room))
+        chosen.append(batch if size <= room else head(batch, room))
         room -= size
-    return kept
-
-
-def _head(batch: Example, count: int) -> Example:
-    """Return copies of the first examples, no views: a trace counts what is done to them."""
-    head: Example = tree_map_only(Tensor, lambda value: value[:count].clone(), batch)
-    return head
+    return chosen

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spectrim.network.calling import Example, call, doubled, evaluation_mode, uncast
+from spectrim.network.calling import Example, answer, call, doubled, evaluation_mode
 from spectrim.refit.lockstep import LockStep
 from spectrim.refit.trace import ADDITIONS, Trace, aten, uncached
 
@@ -74,7 +74,8 @@ class TwinStream:
         with evaluation_mode(self.model):
             try:
                 for name in {*self.sites, *self.modules}:
-                    handles.append(self.model.get_submodule(name).register_forward_hook(self._hook(name)))
+                    hook = self._hook(name)  # before the user's own, which then run once, on both streams alike
+                    handles.append(self.model.get_submodule(name).register_forward_hook(hook, prepend=True))
                 while any(found := [self.steps.advance(chunk) for chunk in range(len(batches))]):
                     if len({arrival.name if arrival else None for arrival in found}) > 1:
                         raise RuntimeError(
@@ -96,31 +97,31 @@ class TwinStream:
             call(self.model, twice)
 
     def _hook(self, name: str) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
-        def answer(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        def replace(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
             x: Tensor = args[0]
-            if name in self.deferred:
-                self.local.pending[name] = x, output
-                return None
             with self.local.mode.pause():
                 half = len(x) // 2
+                if name in self.deferred:  # its input may be changed in place before the addition comes
+                    self.local.pending[name] = x[half:].clone(), output
+                    return None
                 if name in self.sites:
                     self.steps.wait(self.local.chunk, Arrival(name, x[half:], output[:half], output[half:]))
-                return torch.cat([output[:half], self.modules[name](x[half:])])
+                return torch.cat([output[:half], answer(self.modules[name], x[half:]).to(output.dtype)])
 
-        return answer
+        return replace
 
     def add(self, index: int, args: list[Any]) -> None:
         """Have a deferred layer fitted at its addition, and put its answer into the operand, in place of the dense one's."""
         addition = self.additions[index]
         x, output = self.local.pending.pop(addition.layer)
-        half = len(x) // 2
+        half = len(x)
         branch, other = args[addition.operand], args[1 - addition.operand]
         view = (-1,) if isinstance(self.model.get_submodule(addition.layer), nn.Linear) else (-1, *(1,) * (output.ndim - 2))
         scale, shift = addition.scale.to(output.dtype).view(view), addition.shift.to(output.dtype).view(view)
         small = scale.abs() <= 1e-3 * scale.abs().max()  # a channel that hardly reaches the sum cannot pay anything back
         owed = torch.where(small, 0, (other[:half] - other[half:]) / torch.where(small, 1, scale))
-        self.steps.wait(self.local.chunk, Arrival(addition.layer, x[half:], output[:half] + owed, output[half:]))
-        fitted = scale * uncast(self.modules[addition.layer], x[half:]).to(output.dtype) + shift
+        self.steps.wait(self.local.chunk, Arrival(addition.layer, x, output[:half] + owed, output[half:]))
+        fitted = scale * answer(self.modules[addition.layer], x).to(output.dtype) + shift
         args[addition.operand] = torch.cat([branch[:half], fitted])
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spectrim.network.calling import Example, call, tensors_of
+from spectrim.network.calling import Example, batch_size, call, tensors_of
 
 aten = torch.ops.aten
 ADDITIONS = (aten.add.Tensor, aten.add_.Tensor)
@@ -146,7 +146,7 @@ def trace(model: nn.Module, names: Sequence[str], batch: Example) -> Trace:
 
         return record
 
-    handles = [model.get_submodule(name).register_forward_hook(hook(name)) for name in names]
+    handles = [model.get_submodule(name).register_forward_hook(hook(name), prepend=True) for name in names]
     try:
         with torch.no_grad(), uncached(), tracer:
             call(model, batch)
@@ -161,7 +161,7 @@ def trace(model: nn.Module, names: Sequence[str], batch: Example) -> Trace:
             if index not in additions or order > additions[index][0]:  # of two branches, the one that ends last
                 additions[index] = order, Addition(chain.layer, operand, chain.scale, chain.shift)
     once = tuple(name for name in calls if counts[name] == 1)
-    size = tracer.largest // max(len(tensors_of(batch)[0]), 1)
+    size = tracer.largest // batch_size(batch)
     return Trace(once, {index: addition for index, (_, addition) in additions.items()}, size)
 
 

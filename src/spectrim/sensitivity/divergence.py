@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from spectrim.network.calling import tensors_of
+from spectrim.network.calling import map_tensors, tensors_of
 
 Harm = Callable[[Any, Any], Tensor]
 ROOT_STEPS = 12  # of Lanczos iteration
@@ -34,7 +34,7 @@ def floats(outputs: Any) -> list[Tensor]:
 
 def detached(outputs: Any) -> Any:
     """Return the outputs, in the same nesting, without their graph."""
-    return _mapped(outputs, lambda tensor: tensor.detach())
+    return map_tensors(lambda tensor: tensor.detach(), outputs)
 
 
 def output_harm(outputs: Any, reference: Any) -> Tensor:
@@ -166,7 +166,7 @@ def _evaluated(outputs: Any, reference: Any, harm: Harm, *, create_graph: bool =
     """Return fresh leaves in place of the outputs, and the harm as a function of them."""
     leaves = [tensor.detach().float().requires_grad_() for tensor in floats(outputs)]
     remaining = iter(leaves)
-    replaced = _mapped(outputs, lambda tensor: next(remaining) if tensor.is_floating_point() else tensor)
+    replaced = map_tensors(lambda tensor: next(remaining) if tensor.is_floating_point() else tensor, outputs)
     with torch.enable_grad():
         value = harm(replaced, reference)
     if not isinstance(value, Tensor) or value.numel() != 1:
@@ -176,15 +176,3 @@ def _evaluated(outputs: Any, reference: Any, harm: Harm, *, create_graph: bool =
         raise ValueError("harm's answer does not depend differentiably on the outputs; use torch operations on them throughout")
     with torch.enable_grad():
         return leaves, value.reshape(())
-
-
-def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return nested tuples, lists and dicts with every tensor changed."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, dict):
-        return type(value)((key, _mapped(item, change)) for key, item in value.items())
-    if isinstance(value, (list, tuple)):
-        items = [_mapped(item, change) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value

@@ -12,8 +12,9 @@ from torch.nn import functional
 from spectrim.core.factorization import Moments
 from spectrim.core.plan import Option
 from spectrim.network.build import factorized
-from spectrim.network.calling import Example, call, evaluation_mode, tensors_of
-from spectrim.network.surgery import duplicate, replace_module
+from spectrim.network.calling import Example, answer, batch_size, call, evaluation_mode
+from spectrim.network.copying import duplicate
+from spectrim.network.surgery import replace_module
 from spectrim.sensitivity.divergence import Harm, output_harm
 
 Rows = Sequence[Sequence[Option]]  # options of each layer, none of which leaves it alone
@@ -43,7 +44,7 @@ def measured_harm(model: nn.Module, small: nn.Module, batches: Sequence[Example]
         batches: Inputs; no labels are needed.
         harm: See `spectrim.harm`.
     """
-    sizes = [len(tensors_of(batch)[0]) for batch in batches]
+    sizes = [batch_size(batch) for batch in batches]
     values = batch_harms(model, small, batches, harm)
     total = sum(size * value for size, value in zip(sizes, values, strict=True))
     return max(0.0, total / max(sum(sizes), 1))  # rounding can make a divergence of zero negative
@@ -63,7 +64,7 @@ def single_harms(model: nn.Module, rows: Rows, data: Data) -> Iterator[list[floa
     small = duplicate(model)
     with evaluation_mode(model), torch.no_grad():
         expected = [call(model, batch) for batch in data.batches]
-    sizes = [len(tensors_of(batch)[0]) for batch in data.batches]
+    sizes = [batch_size(batch) for batch in data.batches]
     for row in rows:
         values = []
         for option, module in zip(row, _modules(model, row, data), strict=True):
@@ -85,12 +86,14 @@ def similarity(model: nn.Module, rows: Rows, data: Data) -> list[list[float]]:
 
     def observe(name: str, x: Tensor, output: Tensor) -> None:
         for index, module in enumerate(modules[name]):
-            cosine = functional.cosine_similarity(module(x).flatten(1).float(), output.flatten(1).float())
+            cosine = functional.cosine_similarity(answer(module, x).flatten(1).float(), output.flatten(1).float())
             sums[name][index] += float((1 - cosine).double().sum())
         seen[name] += len(output)
 
     handles = [
-        model.get_submodule(name).register_forward_hook(lambda module, args, output, name=name: observe(name, args[0], output))
+        model.get_submodule(name).register_forward_hook(
+            lambda module, args, output, name=name: observe(name, args[0], output), prepend=True
+        )
         for name in modules
     ]
     try:

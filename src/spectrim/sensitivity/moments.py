@@ -5,7 +5,8 @@ and the second moment G of the loss gradient at its output. The loss is the log-
 model's own softmax* (the true Fisher information; no labels are needed). G is summed over the positions of one example,
 covariances are averaged over positions, so that 1/2 tr(G D C D^T) is the loss in nats of changing the kernel by D.
 
-Memory: the statistics, (n^2 + 2 T^2) numbers of eight bytes per group and layer with n at most `LARGEST`, and the
+Memory: the statistics, (n^2 + 2 T^2) numbers of eight bytes per group and layer with n at most `LARGEST`
+(of many groups only the average is kept), and the
 activations and gradients of one batch.
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from types import EllipsisType
 from typing import Any
 
@@ -24,11 +25,13 @@ from torch.nn import functional
 from spectrim.core.factorization import Moments
 from spectrim.core.layer import Layer
 from spectrim.factorize.algebra import eye_like
-from spectrim.network.calling import Example, call, count, evaluation_mode
+from spectrim.network.calling import Example, call, count, evaluation_mode, first_line, map_tensors
 from spectrim.sensitivity.divergence import Harm, curvature_root, detached, floats, is_logits, output_harm
 
 POSITIONS = 65536  # sampled positions per layer for input covariances
 LARGEST = 4608  # largest lowered input (512 channels, 3 x 3) whose covariance is kept
+MEMORY = 4 << 30  # bytes; an eighth of it is the bound on one layer's covariances
+PART = 1 << 23  # numbers of the covariances of the groups that are looked at together, where there are many
 BLOCKED = 1024  # lowered inputs from which on a Gram matrix is computed by blocks
 SHRINK = 0.2  # share of the mean diagonal in G
 
@@ -116,9 +119,10 @@ class Covariance:
     """Streaming means and cross-moments of x with itself, and of y with x, accumulated in double precision.
 
     Observations are taken relative to the first ones' mean, so that products in single precision are exact enough for
-    inputs that hardly vary about a large mean.
+    inputs that hardly vary about a large mean. Where it is `pooled`, squares are summed over the groups.
     """
 
+    pooled: bool = False
     count: int = 0
     shift: Tensor | None = None
     total: Tensor | None = None
@@ -134,7 +138,7 @@ class Covariance:
             self.shift = x.mean(1, keepdim=True)
         x = x - self.shift
         self.total = _plus(self.total, x.sum(1, keepdim=True, dtype=torch.float64))
-        self.squares = _plus(self.squares, gram(x))
+        self.squares = _plus(self.squares, gram(x.flatten(0, 1)[None] if self.pooled else x))
         if y is not None:
             if self.other_shift is None:
                 self.other_shift = y.mean(1, keepdim=True)
@@ -150,9 +154,12 @@ class Covariance:
 
     @property
     def covariance(self) -> Tensor:
-        """Covariance of x, (g, d, d)."""
+        """Covariance of x, (g, d, d); the average over the groups (1, d, d) where it is pooled."""
         assert self.squares is not None and self.total is not None
         squares = (self.squares + self.squares.mT) / 2  # rounding in single precision is not symmetric
+        if self.pooled:
+            total = self.total[:, 0]
+            return (squares - (total.mT @ total)[None] / self.count) / (self.count * len(total))
         return (squares - self.total.mT @ self.total / self.count) / self.count
 
     @property
@@ -187,12 +194,51 @@ def _plus(total: Tensor | None, term: Tensor) -> Tensor:
     return term.double() if total is None else total.add_(term)
 
 
-@dataclass
 class _Sums:
-    layer: Layer
-    inputs: Covariance = field(default_factory=Covariance)
-    outputs: Covariance = field(default_factory=Covariance)
-    gradient: Tensor | None = None
+    """What is summed up of one layer; inputs in parts, as many groups in each as memory is well spent on at a time."""
+
+    def __init__(self, layer: Layer, memory: int) -> None:
+        self.layer = layer
+        self.outputs = Covariance()
+        self.gradient: Tensor | None = None
+        numbers = layer.matrix[1] ** 2
+        self.covaries = numbers <= largest(memory)  # whether the covariance of the inputs is kept
+        pooled = layer.groups * numbers > largest(memory)
+        self.groups = min(layer.groups, max(1, PART // numbers)) if pooled else layer.groups  # in each part
+        self.inputs = [Covariance(pooled) for _ in range(0, layer.groups, self.groups)] if self.covaries else []
+
+    def see(self, x: Tensor, index: tuple[Tensor, ...]) -> None:
+        """Take in the lowered inputs at some positions."""
+        if len(self.inputs) == 1:
+            self.inputs[0].add(lowered(self.layer, x, index).float())
+            return
+        width = self.layer.channels[1] // self.layer.groups
+        for number, part in enumerate(self.inputs):
+            first = number * self.groups
+            groups = min(self.groups, self.layer.groups - first)
+            channels = x[:, first * width : (first + groups) * width]
+            part.add(lowered(replace(self.layer, groups=groups), channels, index).float())
+            if number:  # one sum of squares for all
+                assert self.inputs[0].squares is not None and part.squares is not None
+                self.inputs[0].squares += part.squares
+                part.squares = None
+
+    def seen(self) -> tuple[Tensor, Tensor]:
+        """Return covariance and mean of the lowered inputs."""
+        if len(self.inputs) == 1:
+            return self.inputs[0].covariance, self.inputs[0].mean
+        whole = Covariance(pooled=True, count=self.inputs[0].count, squares=self.inputs[0].squares)
+        whole.total = torch.cat([part.total for part in self.inputs if part.total is not None])
+        return whole.covariance, torch.cat([part.mean for part in self.inputs])
+
+
+def largest(memory: int) -> int:
+    """Return how many numbers one layer's covariances may have.
+
+    Args:
+        memory: Bytes, an eighth of which one layer's may take.
+    """
+    return min(LARGEST**2, memory // 64)
 
 
 class Sweep:
@@ -204,12 +250,21 @@ class Sweep:
         seed: Of sampled labels and positions.
         harm: Its curvature weighs the outputs. None never goes backward and uses G = I: layers then differ only by the size
             of their responses.
+        memory: Bytes, an eighth of which the covariances of one layer may take.
     """
 
-    def __init__(self, layers: Sequence[Layer], examples: int, *, seed: int = 0, harm: Harm | None = output_harm) -> None:
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        examples: int,
+        *,
+        seed: int = 0,
+        harm: Harm | None = output_harm,
+        memory: int = MEMORY,
+    ) -> None:
         """Begin with nothing."""
         self.harm = harm
-        self.sums = {layer.name: _Sums(layer) for layer in layers}
+        self.sums = {layer.name: _Sums(layer, memory) for layer in layers}
         self.sampler = Sampler(seed, examples)
         self.labels = torch.Generator().manual_seed(seed)
         self.examples = examples
@@ -224,7 +279,7 @@ class Sweep:
         backward = self.harm is not None
         flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         handles = [
-            model.get_submodule(name).register_forward_hook(_observer(sums, self.sampler, backward))
+            model.get_submodule(name).register_forward_hook(_observer(sums, self.sampler, backward), prepend=True)
             for name, sums in self.sums.items()
         ]
         try:
@@ -233,7 +288,14 @@ class Sweep:
                     parameter.requires_grad_(False)
                 outputs = call(model, attached(batch) if backward else batch)
                 if self.harm is not None:
-                    _sampled_loss(outputs, self.harm, self.labels).backward()
+                    loss = _sampled_loss(outputs, self.harm, self.labels)
+                    try:
+                        loss.backward()
+                    except RuntimeError as error:
+                        raise ValueError(
+                            f"no gradient goes back through the network ({first_line(error)}); use gradient=False, or take "
+                            "operations without a derivative, such as changes in place, out of the forward"
+                        ) from error
         finally:
             for handle in handles:
                 handle.remove()
@@ -273,11 +335,7 @@ def gather_moments(
 
 def attached(batch: Example) -> Example:
     """Return the batch with inputs that require a gradient, so that one flows through frozen weights."""
-    if isinstance(batch, Tensor):
-        return batch.detach().requires_grad_() if batch.is_floating_point() else batch
-    if isinstance(batch, dict):
-        return {key: attached(value) for key, value in batch.items()}  # type: ignore[misc]
-    return tuple(attached(value) for value in batch)  # type: ignore[misc]
+    return map_tensors(lambda x: x.detach().requires_grad_() if x.is_floating_point() else x, batch)
 
 
 def _observer(sums: _Sums, sampler: Sampler, gradient: bool) -> Any:
@@ -286,10 +344,10 @@ def _observer(sums: _Sums, sampler: Sampler, gradient: bool) -> Any:
     def observe(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         with torch.no_grad():
             sums.outputs.add(grouped(layer, output.detach()).float())
-            if layer.matrix[1] <= LARGEST:
+            if sums.covaries:
                 shape = output.shape[1:-1] if layer.kind == "Linear" else output.shape[2:]
                 index = sampler.draw(layer, output.shape[0], shape)
-                sums.inputs.add(lowered(layer, args[0].detach(), index).float())
+                sums.see(args[0].detach(), index)
         if not gradient:
             return None
         if not torch.is_grad_enabled():
@@ -338,6 +396,6 @@ def _moments(sums: _Sums, examples: int) -> Moments:
         mean = gradient.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
         gradient = (1 - SHRINK) * gradient + SHRINK * mean.clamp_min(1e-30) * eye
     mean = sums.outputs.mean
-    if sums.layer.matrix[1] > LARGEST:
+    if not sums.covaries:
         return Moments(sums.outputs.count, response, gradient, None, None, mean)
-    return Moments(sums.inputs.count, response, gradient, sums.inputs.covariance, sums.inputs.mean, mean)
+    return Moments(sums.inputs[0].count, response, gradient, *sums.seen(), mean)

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from spectrim.core.cost import Metric
-from spectrim.core.factorization import Factorization, Moments, Rank
+from spectrim.core.factorization import Factorization, Moments, Rank, by_groups
 from spectrim.core.layer import Layer
 from spectrim.core.menu import LayerMenu, Menu
 from spectrim.factorize.algebra import eye_like
@@ -84,7 +84,13 @@ def _whitened(row: LayerMenu, weight: Tensor, moments: Moments) -> np.ndarray:
     eye = eye_like(moments.gradient.shape[1], moments.gradient).expand_as(moments.gradient)
     whole = 0.5 * float(moments.response.diagonal(dim1=1, dim2=2).sum())
     plain = replace(moments, gradient=eye)
-    return _by_method(row, lambda method, ranks: [loss / max(whole, 1e-30) for loss in method.losses(weight, ranks, plain)])
+    parts = list(by_groups(weight, plain))
+
+    def shares(method: Factorization, ranks: Sequence[Rank]) -> list[float]:
+        losses = np.sum([method.losses(*(kernel, ranks, norm)) for kernel, norm in parts], axis=0)
+        return list(losses / max(whole, 1e-30))
+
+    return _by_method(row, shares)
 
 
 def _weight_scores(score: str, layer: Layer, weight: Tensor, method: Factorization, ranks: Sequence[Rank]) -> list[float]:

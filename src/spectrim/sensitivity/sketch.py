@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from spectrim.core.search import QuadraticModel
-from spectrim.network.calling import Example, call, evaluation_mode, tensors_of, uncast
+from spectrim.network.calling import Example, answer, batch_size, call, evaluation_mode
 from spectrim.sensitivity.divergence import Harm, curvature_root, detached, floats, output_harm, slope
 from spectrim.sensitivity.moments import attached
 
@@ -50,7 +50,7 @@ def quadratic_models(
     total, examples = 0.0, 0
     names = list(dict.fromkeys(name for name, _ in alternatives))
     for batch in batches:
-        size = len(tensors_of(batch)[0])
+        size = batch_size(batch)
         with evaluation_mode(original), evaluation_mode(network):
             with torch.no_grad():
                 reference = call(original, batch)
@@ -86,12 +86,12 @@ def _observed(network: nn.Module, names: Sequence[str], batch: Example) -> tuple
         def observe(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             if not output.requires_grad:
                 output = output.detach().requires_grad_()
-            seen[name].append((args[0].detach(), output))
+            seen[name].append((args[0].detach().clone(), output))  # the input may be changed in place later
             return output.clone()  # what follows may change it in place
 
         return observe
 
-    handles = [network.get_submodule(name).register_forward_hook(hook(name)) for name in names]
+    handles = [network.get_submodule(name).register_forward_hook(hook(name), prepend=True) for name in names]
     try:
         with torch.enable_grad():
             return call(network, attached(batch)), seen
@@ -117,7 +117,7 @@ def _samples(
     with torch.no_grad():
         for name, module in alternatives:
             pairs = seen[name]
-            row = [torch.bmm(of[id(y)], _wide(uncast(module, x) - y).flatten(1)[:, :, None])[:, :, 0] for x, y in pairs]
+            row = [torch.bmm(of[id(y)], _wide(answer(module, x) - y).flatten(1)[:, :, None])[:, :, 0] for x, y in pairs]
             rows.append(torch.stack(row).sum(0).double().cpu().T)
     return torch.stack(rows).numpy()
 

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from spectrim.core.factorization import Moments, Rank
-from spectrim.core.factorization import as_tuple
-from spectrim.factorize.algebra import from_canonical, to_canonical
-from spectrim.network.calling import unwrap
+from spectrim.core.factorization import Moments, Rank, as_tuple
 from spectrim.core.plan import Option, Plan
+from spectrim.factorize.algebra import from_canonical, to_canonical
 from spectrim.network.build import build, original_bias, working_weight
-from spectrim.network.surgery import duplicate, module_of, replace_module
+from spectrim.network.calling import unwrap
+from spectrim.network.copying import duplicate
+from spectrim.network.surgery import module_of, replace_module
 
 FORMAT = "spectrim-distortion-2"
 

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spectrim.network.accuracy import check_labels
-from spectrim.factorize.algebra import from_canonical
-from spectrim.network.calling import call, evaluation_mode, tensors_of
 from spectrim.core.plan import Plan
 from spectrim.core.records import Curve
+from spectrim.factorize.algebra import from_canonical
+from spectrim.network.accuracy import check_labels
 from spectrim.network.build import working_weight
-from spectrim.network.surgery import duplicate, module_of
+from spectrim.network.calling import call, evaluation_mode, tensors_of
+from spectrim.network.copying import duplicate
+from spectrim.network.surgery import module_of
 from spectrim.train.distort import Distortion
 
 

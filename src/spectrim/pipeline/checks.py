@@ -1,0 +1,140 @@
+"""What is checked before the long work begins, and what a reader of the report must be told of the network and the images."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+from spectrim.network.calling import Example, batch_size, call, count, evaluation_mode, head
+from spectrim.network.counting import Counted, counted
+from spectrim.network.state import extra_state
+from spectrim.network.survey import Survey
+from spectrim.pipeline.calibration import Images
+from spectrim.pipeline.config import Config
+from spectrim.sensitivity.divergence import check, floats
+
+EACH = 2  # observations that a layer wants for each of its inputs
+
+
+def notes_of(model: nn.Module, example: Example, images: Images, original: Counted, found: Survey) -> tuple[str, ...]:
+    """Return what a reader of the report must know, a sentence each."""
+    return (*_extra(model), *_uncounted(original), *_varying(model, example, images, original), *_few(found, images))
+
+
+def _extra(model: nn.Module) -> list[str]:
+    names = extra_state(model)
+    return (
+        [f"not saved, since it is no tensor: {', '.join(names)}; a loaded network has that of the one given to load"]
+        if names
+        else []
+    )
+
+
+def _uncounted(found: Counted) -> list[str]:
+    return [f"not counted in the MACs: {', '.join(found.uncounted)}"] if found.uncounted else []
+
+
+def _varying(model: nn.Module, example: Example, images: Images, found: Counted) -> list[str]:
+    """Return what to say of a network whose operations depend on what it sees."""
+    if not images.fitting:
+        return []
+    other = counted(model, head(images.fitting[0], batch_size(example))).cost
+    if other == found.cost:
+        return []
+    return [
+        f"the network's MACs depend on its input: {found.cost.macs:,} for the example, {other.macs:,} for a calibration image; "
+        "the budget holds for the example"
+    ]
+
+
+def _few(found: Survey, images: Images) -> list[str]:
+    """Return what to say where images are too few: layers whose inputs outnumber what they see, and how many would do."""
+    if not images.fitting:
+        return []
+    seen, notes = count(images.fitting), []
+    if not images.unseen:
+        notes.append(
+            f"there are {seen} calibration images, too few to keep some away from the fits: the harm is of images they saw"
+        )
+    needs = {}
+    for layer in found.layers:
+        positions = sum(math.prod(shape[:-1] if layer.kind == "Linear" else shape[1:]) for shape in layer.outputs)
+        needed = math.ceil(EACH * layer.matrix[1] / max(positions, 1))
+        if needed > seen:
+            needs[layer.name] = needed
+    if needs:
+        worst = sorted(needs, key=lambda name: -needs[name])
+        others = f" and {len(worst) - 3} more" if len(worst) > 3 else ""
+        notes.append(
+            f"{seen:,} images are few for {', '.join(worst[:3])}{others}, whose inputs outnumber what they see; about "
+            f"{needs[worst[0]]:,} would do"
+        )
+    return notes
+
+
+def check_outputs(model: nn.Module, images: Images, config: Config) -> None:
+    """Check that harm can be measured on the network's outputs, before the long work begins.
+
+    Raises:
+        ValueError: If they have no batch in dimension 0, differ in shape from input to input, or the user's harm fails.
+    """
+    with torch.no_grad(), evaluation_mode(model):
+        outputs = call(model, images.fitting[0])
+        size = batch_size(images.fitting[0])
+        if config.harm is None:
+            for tensor in floats(outputs):
+                if not tensor.ndim or not tensor.shape[0] or (size % tensor.shape[0] and tensor.shape[0] % size):
+                    what = "a scalar (0-dim) tensor" if not tensor.ndim else f"a tensor of shape {tuple(tensor.shape)}"
+                    raise ValueError(
+                        f"the network returns {what} for a batch of {size}, so harm cannot be told image by image; give "
+                        "Config(harm=...) of the outputs that count, or wrap the model in a module that returns those alone"
+                    )
+            other = call(model, images.unseen[0] if images.unseen else images.fitting[-1])
+            shapes = [[tuple(tensor.shape[1:]) for tensor in floats(found)] for found in (outputs, other)]
+            if shapes[0] != shapes[1] or not shapes[0]:
+                raise ValueError(
+                    "the network's outputs differ in number or shape from input to input (as a detector's boxes do), so they "
+                    "cannot be compared; give Config(harm=...) of outputs, or wrap the model in a module that returns raw maps"
+                )
+    if config.harm is not None and config.gradient:
+        check(config.harm, outputs)
+
+
+def check_norms(model: nn.Module) -> None:
+    """Check that no normalisation mixes the examples of a batch, of which the refit runs two streams.
+
+    Raises:
+        ValueError: If one does.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise ValueError(
+                f"the normalisation {name!r} has no running statistics, so it mixes the images of a batch and layers cannot be "
+                "refitted to one another; use refit=False"
+            )
+
+
+def check_weights(model: nn.Module) -> None:
+    """Check that every weight is there and finite; buffers may hold infinity, as masks do, but no NaN.
+
+    Raises:
+        ValueError: If one is NaN or infinite, has no value yet, or is of a kind that no arithmetic is done in.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, value in (*parameters.items(), *model.named_buffers(remove_duplicate=False)):
+        if isinstance(value, (UninitializedParameter, UninitializedBuffer)):
+            raise ValueError(f"the model's {name!r} is lazy and has no value yet; run the model once before")
+        if value.is_meta:
+            raise ValueError(f"the model's {name!r} is on the meta device and has no value; load weights first")
+        if not value.is_floating_point():
+            continue
+        if value.element_size() < 2:
+            raise ValueError(
+                f"the model's {name!r} is {value.dtype}, in which nothing can be computed; convert the model first"
+            )
+        bad = value.isnan().any() if name not in parameters else ~torch.isfinite(value).all()
+        if bool(bad):
+            raise ValueError(f"the model's {name!r} holds NaN or infinite values; give a network that was trained to the end")
