@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from spectrim.core.cost import Cost
@@ -30,6 +30,8 @@ class Layer:
         groups: Number of groups, of a convolution or of a channel shuffle.
         bias: Whether there is a bias.
         image: Of a linear layer whose input is a flattened feature map: the shape of that map.
+        pad: Zeros put around the input first, (before, behind) on each spatial axis, where a stock padding cannot say it.
+        baked: Whether the weight that counts is one that the module computes from its own.
         start_dim: Of a `Flatten`: the first dimension that it joins to the ones behind it, counted with the batch.
     """
 
@@ -45,11 +47,15 @@ class Layer:
     groups: int = 1
     bias: bool = False
     image: Shape = ()
+    pad: tuple[tuple[int, int], ...] = ()
+    baked: bool = False
     start_dim: int = 1
 
     @property
     def convolution(self) -> Layer:
-        """What decompositions see: a linear layer on a flattened feature map is the convolution that covers the map."""
+        """What decompositions see: a stock convolution of what is padded, or one that covers a flattened feature map."""
+        if self.pad or self.baked:
+            return replace(self, inputs=tuple(self._padded(shape) for shape in self.inputs), pad=(), baked=False)
         if not self.image:
             return self
         axes = len(self.image) - 1
@@ -98,13 +104,19 @@ class Layer:
     def _output(self, shape: Shape) -> Shape:
         if self.kind == "ChannelShuffle":
             return shape
+        if self.kind.startswith("ZeroPad"):
+            return self._padded(shape)
         if self.kind == "Unflatten":
             return (*self.weight, *shape[1:])
         if self.kind == "Flatten":
             return (*shape[: self.start_dim - 1], math.prod(shape[self.start_dim - 1 :]))
         if self.kind == "Linear":
             return (*shape[:-1], self.weight[0])
-        return (self.channels[0], *(self._length(size, axis) for axis, size in enumerate(shape[1:])))
+        return (self.channels[0], *(self._length(size, axis) for axis, size in enumerate(self._padded(shape)[1:])))
+
+    def _padded(self, shape: Shape) -> Shape:
+        """Return a shape with the zeros of `pad` around it."""
+        return (shape[0], *(size + sum(pair) for size, pair in zip(shape[1:], self.pad, strict=True))) if self.pad else shape
 
     def _length(self, size: int, axis: int) -> int:
         if isinstance(self.padding, str):
@@ -126,7 +138,7 @@ class Layer:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary without the fields that are empty."""
-        usual = {"start_dim": 1}
+        usual = {"start_dim": 1, "baked": False}
         return {
             key: value
             for key, value in asdict(self).items()
@@ -138,6 +150,7 @@ class Layer:
         """Rebuild a layer from `to_dict`'s dictionary (or its JSON)."""
         values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
         values["inputs"] = tuple(tuple(shape) for shape in data["inputs"])
+        values["pad"] = tuple((int(before), int(behind)) for before, behind in data.get("pad", ()))
         return Layer(**values)
 
 

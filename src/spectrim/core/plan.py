@@ -47,6 +47,9 @@ class Option:
         if self.method is None:
             return (self.layer,)
         parts = self.method.parts(self.target.convolution, self.rank)
+        if self.layer.pad:
+            axes = len(self.layer.pad)
+            return Layer(self.layer.name, f"ZeroPad{axes}d", (), self.layer.inputs, pad=self.layer.pad), *parts
         return on_vectors(parts) if self.layer.image else parts
 
     @cached_property

@@ -13,6 +13,7 @@ from spectrim.core.factorization import Moments, by_groups
 from spectrim.core.layer import Layer
 from spectrim.core.plan import Option
 from spectrim.factorize.algebra import eye_like, from_canonical, to_canonical
+from spectrim.network.disguise import effective_weight
 
 BALANCING = 20  # sweeps over the gaps between factors; one is exact for two factors
 HOOKS = (
@@ -95,7 +96,7 @@ def replacement(option: Option, module: nn.Module, target: Target, factors: Sequ
 
 def working_weight(layer: Layer, module: nn.Module) -> Tensor:
     """Return the layer's weight, canonical and in double precision, where linear algebra can be done."""
-    weight = module.weight
+    weight = effective_weight(module, layer.inputs[0]) if layer.baked else module.weight
     assert isinstance(weight, Tensor)
     return to_canonical(layer, weight.detach()).to(device=algebra_device(weight), dtype=torch.float64)
 
@@ -189,6 +190,9 @@ def _balance(factors: list[Tensor], index: int, shuffle: int) -> None:
 def _module(part: Layer, old: Tensor) -> nn.Module:
     if part.kind == "ChannelShuffle":
         return nn.ChannelShuffle(part.groups)
+    if part.kind.startswith("ZeroPad"):
+        around: nn.Module = getattr(nn, part.kind)([number for pair in reversed(part.pad) for number in pair])
+        return around
     if part.kind == "Unflatten":
         return nn.Unflatten(1, part.weight)
     if part.kind == "Flatten":

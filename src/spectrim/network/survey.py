@@ -35,6 +35,7 @@ from spectrim.network.calling import (
     unwrap,
 )
 from spectrim.network.copying import duplicate
+from spectrim.network.disguise import Unmasked, unmask
 
 BATCH = "its input {shape} does not have the batch of {batch} in dimension 0"
 STREAMS = "its input joins {streams} streams of the batch along dimension 0 (such as both images of a pair, or frames)"
@@ -70,6 +71,7 @@ def survey(model: nn.Module, example: Example) -> Survey:
     twice = doubled(_varied(example))
     seen: dict[str, list[Shape]] = {}
     images: dict[str, list[Shape]] = {}
+    unmasked: dict[str, Unmasked] = {}
     refused: dict[str, str] = {}
     candidates = {name: module for name, module in model.named_modules() if _has_matrix(module)}
     owners: dict[int, list[str]] = {}
@@ -86,6 +88,8 @@ def survey(model: nn.Module, example: Example) -> Survey:
         else:
             hook = _recorder(name, 2 * batch, seen, refused)
             handles.append(module.register_forward_hook(hook, prepend=True, with_kwargs=True))
+            if isinstance(module, CONVOLUTIONS) and _overridden(module):
+                handles.append(module.register_forward_hook(_unmasker(name, unmasked, refused), prepend=True))
     handles += _watched(model, {name for name, module in candidates.items() if isinstance(module, nn.Linear)}, images)
     try:
         plain = _run(model, twice, "the example goes through the model, but the same batch twice does not")
@@ -97,7 +101,9 @@ def survey(model: nn.Module, example: Example) -> Survey:
             refused[name] = "the forward of the example never calls it (its weight may be read directly, or not at all)"
     standing = {name: candidates[name] for name in seen if name not in refused}
     refused |= _misplaced(model, standing, twice, plain, {name: len(inputs) for name, inputs in seen.items()})
-    layers = tuple(_describe(name, candidates[name], seen[name], images) for name in seen if name not in refused)
+    layers = tuple(
+        _describe(name, candidates[name], seen[name], images, unmasked.get(name)) for name in seen if name not in refused
+    )
     return Survey(layers, {name: refused[name] for name in candidates if name in refused})
 
 
@@ -148,10 +154,17 @@ def _refusal(module: nn.Module) -> str:
         return f"its weight is {weight.dtype}; only real floating-point weights can be factorized"
     if "forward" in vars(module):
         return "its forward was set on the module itself, so a stock layer may not equal it"
-    for method in ("forward", "_conv_forward"):
-        if getattr(type(module), method, None) is not getattr(base, method, None):
-            return f"{type(module).__name__} overrides {base.__name__}.{method}, so a stock layer may not equal it"
+    overridden = _overridden(module)
+    if overridden and not isinstance(module, CONVOLUTIONS):
+        return f"{type(module).__name__} overrides {base.__name__}.{overridden}, so a stock layer may not equal it"
     return ""
+
+
+def _overridden(module: nn.Module) -> str:
+    """Return the method in which a layer's class computes otherwise than torch's, or nothing."""
+    base = next(kind for kind in STOCK if isinstance(module, kind))
+    methods = ("forward", "_conv_forward")
+    return next((name for name in methods if getattr(type(module), name, None) is not getattr(base, name, None)), "")
 
 
 def _sharing(name: str, module: nn.Module, owners: dict[int, list[str]]) -> str:
@@ -284,6 +297,22 @@ def _recorder(name: str, batch: int, seen: dict[str, list[Shape]], refused: dict
     return record
 
 
+def _unmasker(name: str, unmasked: dict[str, Unmasked], refused: dict[str, str]) -> Any:
+    def look(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if name in refused or len(args) != 1 or not isinstance(args[0], Tensor):
+            return
+        found = unmask(module, args[0])
+        known = unmasked.get(name)
+        if isinstance(found, str):
+            refused[name] = found
+        elif known is not None and (known.padding, known.pad) != (found.padding, found.pad):
+            refused[name] = f"{type(module).__name__} pads its inputs of several sizes otherwise, so no one layer equals it"
+        else:
+            unmasked[name] = found
+
+    return look
+
+
 def _watched(model: nn.Module, names: set[str], images: dict[str, list[Shape]]) -> list[RemovableHandle]:
     """Note, of each call of the linear layers of these names, the feature map that was flattened into its input, or ()."""
     last: list[Shape] = [()]  # what the last module has returned, with the batch
@@ -309,14 +338,16 @@ def _watched(model: nn.Module, names: set[str], images: dict[str, list[Shape]]) 
     return handles
 
 
-def _describe(name: str, module: nn.Module, inputs: list[Shape], images: dict[str, list[Shape]]) -> Layer:
+def _describe(
+    name: str, module: nn.Module, inputs: list[Shape], images: dict[str, list[Shape]], unmasked: Unmasked | None
+) -> Layer:
     weight, bias = tuple(module.weight.shape), module.bias is not None  # type: ignore[arg-type]
     if isinstance(module, nn.Linear):
         image = images[name][0] if len(set(images[name])) == 1 else ()
         return Layer(name, "Linear", weight, tuple(inputs), bias=bias, image=image)
     assert isinstance(module, (*CONVOLUTIONS, *TRANSPOSED))
     kind = next(base.__name__ for base in STOCK if isinstance(module, base))
-    padding = module.padding
+    padding: Any = module.padding if unmasked is None else unmasked.padding
     if isinstance(padding, str):
         padding = "same" if padding == "same" else (0,) * len(module.kernel_size)
     return Layer(
@@ -328,7 +359,9 @@ def _describe(name: str, module: nn.Module, inputs: list[Shape], images: dict[st
         padding if isinstance(padding, str) else tuple(padding),
         tuple(module.output_padding) if isinstance(module, TRANSPOSED) else (),
         tuple(module.dilation),
-        module.padding_mode,
+        module.padding_mode if unmasked is None else "zeros",
         module.groups,
         bias,
+        pad=() if unmasked is None else unmasked.pad,
+        baked=unmasked is not None and unmasked.baked,
     )

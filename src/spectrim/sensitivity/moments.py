@@ -75,6 +75,8 @@ def lowered(layer: Layer, x: Tensor, index: tuple[Tensor, ...]) -> Tensor:
     if layer.kind == "Linear":
         return x[index][None]
     kernel, dilation = layer.kernel, layer.dilation
+    if layer.pad:
+        x = functional.pad(x, [side for pair in reversed(layer.pad) for side in pair])
     if layer.transposed:  # an ordinary convolution with the flipped kernel, over the input with zeros between its pixels
         assert not isinstance(layer.padding, str)
         stuffed = x.new_zeros(*x.shape[:2], *((size - 1) * s + 1 for size, s in zip(x.shape[2:], layer.stride, strict=True)))
