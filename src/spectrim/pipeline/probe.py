@@ -115,7 +115,7 @@ class NetworkProbe(Probe):
 def network_probe(prepared: Prepared, ledger: Ledger) -> NetworkProbe | None:
     """Return what measures for the rank selection, or None if it wants nothing measured or there are too few images."""
     wanted = prepared.config.search.images
-    if not wanted or prepared.moments is None or 4 * count(prepared.further) < wanted:
+    if not wanted or prepared.moments is None or 4 * count(prepared.further) < wanted or len(prepared.further) < 2:
         return None
-    cut = -(-2 * len(prepared.further) // 3)
+    cut = min(-(-2 * len(prepared.further) // 3), len(prepared.further) - 1)  # something is left to judge on
     return NetworkProbe(prepared, ledger, prepared.further[:cut], prepared.further[cut:])
