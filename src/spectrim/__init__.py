@@ -6,7 +6,7 @@ from spectrim.core.factorization import Factorization, Fit, Moments, Rank
 from spectrim.core.layer import Layer
 from spectrim.core.menu import LayerMenu, Menu
 from spectrim.core.plan import Option, Plan
-from spectrim.core.records import Report, Score, Try
+from spectrim.core.records import Report, Score, Training, Try
 from spectrim.core.search import Probe, QuadraticModel, Search
 from spectrim.factorize import CP, ChannelSVD, InputSVD, SpatialSVD, TensorTrain, TiledSVD, Tucker2
 from spectrim.factorize.algebra import harm, regress_last, symmetric_roots
@@ -69,6 +69,7 @@ __all__ = [
     "SpatialSVD",
     "TensorTrain",
     "TiledSVD",
+    "Training",
     "Try",
     "Tucker2",
     "Uniform",

@@ -9,7 +9,7 @@ import spectrim
 from commands import compressing, training
 from spectrim import cli
 from spectrim.cli.models import make_model
-from spectrim.demo import demo_model
+from spectrim.demo import demo_images, demo_model
 
 
 def test_compress_and_evaluate(files, tmp_path, capsys):

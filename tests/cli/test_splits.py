@@ -18,7 +18,9 @@ def test_images_for_a_rank_selection_that_measures(files, tmp_path, capsys):
 
     assert count((100, 0)) == [100, 600] and count((100, 200)) == [300, 400]
     assert count((100, 5000)) == [350, 350] and count((700, 5000)) == [700, 700]
-    assert count((700, 0), validation=1.0) == count((700, 5000), validation=1.0) == [350, 350]  # decisions need others than the fit
+    assert (
+        count((700, 0), validation=1.0) == count((700, 5000), validation=1.0) == [350, 350]
+    )  # decisions need others than the fit
     assert cli.main(compressing(files, tmp_path / "run", "--keep", "0.7", "--search", "Interaction")) == 0
     assert "it wants 4,608 images beyond the calibration's 96, and found 0" in " ".join(capsys.readouterr().out.split())
 

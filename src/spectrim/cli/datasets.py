@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 from spectrim.cli.models import import_callable
-from spectrim.cli.readers import READERS
-from spectrim.cli.readers import Images as Images
+from spectrim.cli.readers import READERS, Images
 from spectrim.train.batches import drawn, shuffled_batches
 
 KINDS = "parquet:FILE, imagefolder:DIR, npz:FILE, fashion-mnist:DIR, module.path:callable or file.py:callable"
@@ -109,9 +108,6 @@ class ShuffledBatches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield inputs (N, C, H, W) and labels (N,)."""
         return _decoded(self.images, self.form, drawn(self.batch_sampler))
-
-
-Shuffled = ShuffledBatches  # splits.py
 
 
 def _decoded(images: Images, form: Form, batches: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor]]:
