@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from spectrim.core.factorization import Factorization, describe
+from spectrim.core.factorization import Factorization, describe, flaw
 from spectrim.core.progress import Progress
 from spectrim.core.search import Search
 from spectrim.factorize import CP, ChannelSVD, SpatialSVD
@@ -60,6 +60,9 @@ class Config:
             raise TypeError(f"search is {self.search!r}; it must be a rank selection, such as Knapsack() or Interaction()")
         if not self.methods or not all(isinstance(method, Factorization) for method in self.methods):
             raise TypeError(f"methods is {self.methods!r}; it must hold decompositions, such as (ChannelSVD(), SpatialSVD())")
+        for method in self.methods:
+            if wrong := flaw(method):
+                raise TypeError(f"methods: {wrong}")
         if isinstance(self.exclude, str):
             raise TypeError(
                 f"exclude is the string {self.exclude!r}; it must be a tuple of patterns, such as ({self.exclude!r},)"

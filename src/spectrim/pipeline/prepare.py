@@ -30,7 +30,7 @@ from spectrim.pipeline.config import Config
 from spectrim.pipeline.identity import UnknownIdentityError, fingerprint, identity
 from spectrim.sensitivity.divergence import Harm, check, is_logits, output_harm
 from spectrim.sensitivity.moments import Sweep
-from spectrim.sensitivity.options import Offer, layer_menu, offers
+from spectrim.sensitivity.options import Offer, layer_menu, offers, sound
 
 MEMORY = 1 << 30  # bytes of images that a rank selection may have beyond the calibration's
 
@@ -129,7 +129,7 @@ def prepare(
                     if piece.entry is None:
                         weight = working_weight(layer, model.get_submodule(layer.name))
                         losses = method.losses(weight, ranks, None if moments is None else moments[layer.name])
-                        piece.entry = Entry({}, {"harms": losses})
+                        piece.entry = Entry({}, {"harms": sound(losses, method, layer, ranks)})
                 harms.append(piece.entry.numbers["harms"])
             multiple_of = config.multiple_of if given is None else 1
             rows.append(layer_menu(layer, offer, harms, bias=moments is not None, multiple_of=multiple_of))

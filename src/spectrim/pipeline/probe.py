@@ -29,7 +29,7 @@ class Fitted:
     targets: dict[str, Target]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class NetworkProbe(Probe):
     """Measures on images that the refit does not see.
 
@@ -48,6 +48,10 @@ class NetworkProbe(Probe):
     images: dict[str, float] = field(default_factory=lambda: {"forward": 0.0, "backward": 0.0})
     _fitted: dict[str, Fitted] = field(default_factory=dict)
     _harms: dict[str, list[float]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Return how many images there are to measure on."""
+        return f"NetworkProbe(moving={count(self.moving)}, judging={count(self.judging)})"
 
     def quadratic_model(self, chosen: Sequence[int], alternatives: Sequence[tuple[int, int]]) -> QuadraticModel:
         """Return what each alternative would do to the network of a choice."""
@@ -69,7 +73,7 @@ class NetworkProbe(Probe):
 
     def fitted(self, plan: Plan) -> Fitted:
         """Return the refitted network of a plan; the last two are remembered, since searches come back to them."""
-        name, prepared = plan.to_json(), self.prepared
+        name, prepared = plan.text(), self.prepared
         if name not in self._fitted:
             for old in list(self._fitted)[:-1]:
                 del self._fitted[old]
@@ -91,7 +95,7 @@ class NetworkProbe(Probe):
 
     def _judged(self, chosen: Sequence[int]) -> list[float]:
         plan = self.prepared.menu.plan(chosen)
-        name = plan.to_json()
+        name = plan.text()
         if name not in self._harms:
             self._harms[name] = batch_harms(self.prepared.model, self.fitted(plan).model, self.judging, self.prepared.harm)
             self._count(self.judging, forward=2)
