@@ -39,7 +39,7 @@ def test_the_four_steps_by_hand_are_compress(case, name):
 
 
 def test_a_score_that_is_known_is_not_measured_again(case):
-    model, x, labels = case
+    model, x, _ = case
     prepared = st.prepare(model, x[:1], calibration=[x], config=CONFIGS["no refit"])
     plan = st.choose(prepared, st.Keep(0.6))
     realized = st.realize(prepared, plan)
