@@ -1,12 +1,15 @@
 """spectrim makes trained convolutional networks smaller and faster by low-rank factorization."""
 
+import importlib
+import typing
+
 from spectrim import integrations as integrations
 from spectrim.core.cost import BudgetError, Cost, Keep, MaxDrop
 from spectrim.core.factorization import Factorization, Fit, Moments, Rank
 from spectrim.core.layer import Layer
 from spectrim.core.menu import LayerMenu, Menu
 from spectrim.core.plan import Option, Plan
-from spectrim.core.records import Report, Score, Try
+from spectrim.core.records import Report, Score, Training, Try
 from spectrim.core.search import Probe, QuadraticModel, Search
 from spectrim.factorize import CP, ChannelSVD, InputSVD, SpatialSVD, TensorTrain, TiledSVD, Tucker2
 from spectrim.factorize.algebra import harm, regress_last, symmetric_roots
@@ -28,6 +31,17 @@ from spectrim.search import ALDS, VBMF, Energy, Greedy, Interaction, Knapsack, S
 from spectrim.search.level import equal_level
 from spectrim.train import Distortion, Recipe, Schedule, fit, loss_along
 from spectrim.version import __version__ as __version__
+
+if typing.TYPE_CHECKING:
+    from spectrim import testing as testing
+else:
+
+    def __getattr__(name: str) -> typing.Any:
+        """Import `spectrim.testing`, which only authors of methods need, when it is asked for."""
+        if name != "testing":
+            raise AttributeError(f"module 'spectrim' has no attribute {name!r}")
+        return importlib.import_module("spectrim.testing")
+
 
 __all__ = [
     "ALDS",
@@ -69,6 +83,7 @@ __all__ = [
     "SpatialSVD",
     "TensorTrain",
     "TiledSVD",
+    "Training",
     "Try",
     "Tucker2",
     "Uniform",

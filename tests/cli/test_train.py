@@ -63,7 +63,7 @@ def test_train_is_resumed_and_evaluated(files, tmp_path, capsys, monkeypatch):
 def test_ordinary_training_and_fine_tuning(files, tmp_path, capsys):
     assert cli.main(training(files, tmp_path / "plain", "--rate", "0.001")) == 0
     text = capsys.readouterr().out
-    assert "Ordinary training" in text and "trained  8 steps on 512 images" in text and "latency" not in text
+    assert "ordinary training" in text and "trained  8 steps on 512 images" in text and "latency" not in text
     command = compressing(files, tmp_path / "small", "--keep", "0.3", "--methods", "ChannelSVD", "--finetune-epochs", "1")
     assert cli.main([*command, "--distill", "0.5", "--replan", "2"]) == 2
     assert "--replan" in capsys.readouterr().err

@@ -1,7 +1,11 @@
+import functools
+
 import pytest
 import torch
 
 from nets import Residual, settle
+from spectrim.pipeline import account
+from spectrim.targets.torch import measure
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +17,11 @@ def case():
     with torch.no_grad():
         labels = model(x).argmax(1)
     return model, x, labels
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _short_measurements():
+    """Latencies are of five runs: what they are is for the tests of targets."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(account, "measure", functools.partial(measure, seconds=0.0))
+        yield

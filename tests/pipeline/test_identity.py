@@ -205,7 +205,7 @@ def test_a_users_module_counts_by_what_is_used_of_it(monkeypatch):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: open(os.devnull),
+        lambda: open(os.devnull),  # noqa: SIM115
         lambda: (n for n in range(3)),
         lambda: threading.Lock(),
         lambda: torch.eye(3).to_sparse(),

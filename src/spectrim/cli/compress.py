@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from torch import nn
 
+from spectrim.cli.methods import only_imports, plan_of
 from spectrim.cli.options import (
     VALIDATION,
     Choice,
@@ -15,7 +16,6 @@ from spectrim.cli.options import (
     Json,
     TrainingOptions,
     Whole,
-    plan_file,
     print_original,
     score_original,
 )
@@ -23,6 +23,7 @@ from spectrim.cli.runs import Run, options_of
 from spectrim.cli.splits import Sources, training_data
 from spectrim.cli.terminal import progress, show
 from spectrim.core.cost import Budget, Keep, MaxDrop
+from spectrim.core.plan import Plan
 from spectrim.core.records import Training
 from spectrim.network.accuracy import Accuracy
 from spectrim.pipeline.account import complete
@@ -82,9 +83,7 @@ def compress(
         Print the report as JSON.
     """
     budget = _budget(keep, max_drop, metric, given=plan is not None)
-    if plan is not None and (choice.methods is not None or choice.search is not None):
-        raise ValueError("--plan says what is done to each layer; leave --methods and --search out")
-    own = None if plan is None else plan_file(plan)
+    own = None if plan is None else _own(plan, choice)
     if finetune_epochs and inputs.calibration is None:
         raise ValueError("--finetune-epochs needs labelled training images: give them with --calibration")
     if training != TrainingOptions() and not finetune_epochs:
@@ -92,6 +91,7 @@ def compress(
     budgets = {"keep": keep, "max_drop": max_drop, "metric": metric, "plan": plan}
     steps = {"refit": refit, "batchnorm": batchnorm, "finetune_epochs": finetune_epochs, "training": training}
     arguments = options_of(model=model, inputs=inputs, **budgets, choice=choice, **steps)
+    choice = choice if own is None else dataclasses.replace(choice, methods=None)
     run = Run.at(out_dir, arguments, resume)
     if run.finished:
         return run.show_finished(as_json)
@@ -135,6 +135,16 @@ def _fine_tuned(small: nn.Module, network: nn.Module, sources: Sources, recipe: 
         "on the selection images after fine-tuning": evaluate(small.eval()),
     }
     return dataclasses.replace(training, accuracy=accuracy)
+
+
+def _own(plan: str, choice: Choice) -> Plan:
+    """Return the plan of a file, beside which --methods may only name what is to be imported for it."""
+    if choice.search is not None or not only_imports(choice.methods):
+        raise ValueError(
+            "--plan says what is done to each layer; leave --search out, and give --methods only for what the plan needs "
+            "imported, such as my_module:MyMethod"
+        )
+    return plan_of(plan, choice.methods)
 
 
 def _budget(keep: float | None, max_drop: float | None, metric: str, *, given: bool) -> Budget | None:

@@ -2,27 +2,28 @@
 
 Images are decoded when they are needed, so a folder larger than memory works. They become float tensors (N, C, H, W): grey or
 RGB as the network's input asks, resized and centre-cropped where their size differs from it, divided by 255 and normalised.
+
+They are decoded by threads, not by the worker processes of a `DataLoader`: Pillow lets threads decode side by side, and
+processes hand batches over in shared memory, which a container may lack (Docker gives 64 MB, and 128 inputs of ImageNet take
+77), end with Ctrl-C before a training has saved its step, and turn the sentence about a damaged image into two tracebacks.
 """
 
 from __future__ import annotations
 
-import gzip
-import io
-import struct
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from spectrim.cli.models import import_callable
-from spectrim.train.batches import order, place
+from spectrim.cli.readers import READERS, Images
+from spectrim.train.batches import drawn, shuffled_batches
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
 KINDS = "parquet:FILE, imagefolder:DIR, npz:FILE, fashion-mnist:DIR, module.path:callable or file.py:callable"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IN_MEMORY = 1 << 29  # bytes of decoded images that are kept rather than decoded again for each network
@@ -35,8 +36,11 @@ class Form:
 
     Attributes:
         channels: 1 for grey, 3 for RGB.
-        size: Height and width.
+        size: Height and width in pixels.
         mean, std: Per channel, after division by 255.
+
+    Raises:
+        ValueError: If there are other channels, or another number of means or standard deviations.
     """
 
     channels: int
@@ -54,29 +58,14 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Images:
-    """Labelled images, each read when it is asked for.
+class Batches:
+    """Batches (inputs, labels) of images in a form, in order; can be read again and again.
 
     Attributes:
-        read: From an index to an array (H, W), (H, W, C) of uint8, or a float array (C, H, W) taken as it is.
-        labels: One per image.
+        images: The images.
+        form: How they become inputs.
+        size: Images of a batch; the last may have fewer.
     """
-
-    read: Callable[[int], np.ndarray]
-    labels: Sequence[int]
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.labels)
-
-    def part(self, indices: Sequence[int]) -> Images:
-        """Return some of the images."""
-        return Images(lambda index: self.read(indices[index]), [self.labels[index] for index in indices])
-
-
-@dataclass(frozen=True)
-class Batches:
-    """Batches (inputs, labels) of images in a form; can be read again and again."""
 
     images: Images
     form: Form
@@ -88,66 +77,89 @@ class Batches:
 
     @property
     def bytes(self) -> int:
-        """What all images take once they are decoded."""
+        """Memory that all images take once they are decoded."""
         return len(self.images) * self.form.channels * self.form.size[0] * self.form.size[1] * 4
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the batches in order."""
-        for start in range(0, len(self.images), self.size):
-            chosen = range(start, min(start + self.size, len(self.images)))
-            inputs = torch.stack([to_input(self.images.read(index), self.form) for index in chosen])
-            yield inputs, torch.tensor([int(self.images.labels[index]) for index in chosen])
+        """Yield inputs (N, C, H, W) and labels (N,)."""
+        indices = range(len(self.images))
+        return _decoded(self.images, self.form, [indices[start : start + self.size] for start in indices[:: self.size]])
 
 
-class Shuffled:
-    """Training batches in another order each epoch, decoded by threads one batch ahead; each process gets its part."""
+class ShuffledBatches:
+    """Training batches of images in a form, in another order each epoch; each process gets its part of every batch.
+
+    Args:
+        images: The images.
+        form: How they become inputs.
+        size: Images of a batch, of all processes together.
+        seed: Of the order.
+    """
 
     def __init__(self, images: Images, form: Form, *, size: int, seed: int = 0) -> None:
         """Store the arguments."""
-        self.images, self.form, self.size, self.seed, self.number = images, form, min(size, len(images)), seed, 0
+        self.images, self.form = images, form
+        self.batch_sampler = shuffled_batches(images, size=size, seed=seed)
 
     def __len__(self) -> int:
         """Return the batches of an epoch; an incomplete last one is left out."""
-        return len(self.images) // self.size
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order."""
-        self.number = epoch
+        return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield this process's part of every batch."""
-        rank, world = place()
-        batches = [chosen[rank::world].tolist() for chosen in order(len(self.images), self.size, self.seed, self.number)]
-        with ThreadPoolExecutor() as pool:
-            coming = [pool.submit(self._input, index) for index in batches[0]]
-            for chosen, following in zip(batches, [*batches[1:], []], strict=True):
-                here, coming = coming, [pool.submit(self._input, index) for index in following]
-                labels = torch.tensor([int(self.images.labels[index]) for index in chosen])
-                yield torch.stack([item.result() for item in here]), labels
-
-    def _input(self, index: int) -> Tensor:
-        return to_input(self.images.read(index), self.form)
+        """Yield inputs (N, C, H, W) and labels (N,)."""
+        return _decoded(self.images, self.form, drawn(self.batch_sampler))
 
 
-def to_input(image: np.ndarray, form: Form) -> Tensor:
-    """Return one image as a normalised float tensor (C, H, W)."""
+def _decoded(images: Images, form: Form, batches: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield inputs and labels of each batch of indices; threads decode a batch while the one before it is in use."""
+    ahead: Iterator[np.ndarray] = iter(())
+    with ThreadPoolExecutor() as threads:
+        for batch, following in itertools.pairwise([(), *batches, ()]):
+            pictures = list(ahead)
+            ahead = threads.map(lambda index: to_size(images.read(index), form), following)
+            if pictures:
+                yield to_inputs(pictures, form), torch.tensor([int(images.labels[index]) for index in batch], device="cpu")
+
+
+def to_size(image: np.ndarray, form: Form) -> np.ndarray:
+    """Return an image in the channels and the size of a form, resized and centre-cropped where its own size differs.
+
+    Args:
+        image: (H, W) or (H, W, C) of uint8; floats (C, H, W) are taken as they are.
+        form: What it should have.
+
+    Returns:
+        (H, W, C) of uint8, or the floats.
+    """
     if image.dtype != np.uint8:
-        return torch.from_numpy(np.array(image)).float()
+        return image
     if image.ndim == 2:
         image = image[:, :, None]
     if image.shape[2] == 1 and form.channels == 3:
         image = image.repeat(3, 2)
-    if image.shape[:2] != form.size or (image.shape[2] != 1 and form.channels == 1):
+    if image.shape[:2] != form.size or image.shape[2] != form.channels:
         image = _resized(image, form)
-    x = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (form.mean, form.std))
-    return (x - mean) / std
+    return image
+
+
+def to_inputs(images: Sequence[np.ndarray], form: Form) -> Tensor:
+    """Return images as one batch of normalised float tensors (N, C, H, W).
+
+    Args:
+        images: What `to_size` returned.
+        form: For mean and standard deviation.
+    """
+    x = torch.from_numpy(np.stack(images))
+    if x.dtype != torch.uint8:
+        return x.float()
+    mean, std = (torch.tensor(values, device="cpu").view(-1, 1, 1) for values in (form.mean, form.std))
+    return (x.permute(0, 3, 1, 2).contiguous().float() / 255 - mean) / std
 
 
 def _resized(image: np.ndarray, form: Form) -> np.ndarray:
     from PIL import Image
 
-    picture = Image.fromarray(image.squeeze())
+    picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
     picture = picture.convert("L" if form.channels == 1 else "RGB")
     height, width = form.size
     if picture.size != (width, height):
@@ -155,8 +167,7 @@ def _resized(image: np.ndarray, form: Form) -> np.ndarray:
         picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BILINEAR)
         left, top = (picture.width - width) // 2, (picture.height - height) // 2
         picture = picture.crop((left, top, left + width, top + height))
-    array = np.asarray(picture)
-    return array[:, :, None] if array.ndim == 2 else array
+    return np.asarray(picture).reshape(height, width, form.channels)
 
 
 def open_images(spec: str, *, split: str = "test") -> Images:
@@ -169,12 +180,12 @@ def open_images(spec: str, *, split: str = "test") -> Images:
     Raises:
         ValueError: If the spec is unknown, or there is nothing usable.
     """
-    kind, _, place = spec.partition(":")
-    if kind not in READERS or not place:
+    kind, _, name = spec.partition(":")
+    if kind not in READERS or not name:
         raise ValueError(f"the data {spec!r} is not understood; allowed are {KINDS}")
-    path = Path(place)
+    path = Path(name)
     if not path.exists():
-        raise ValueError(f"the data {spec!r} is not there: no file or folder {place!r}")
+        raise ValueError(f"the data {spec!r} is not there: no file or folder {name!r}")
     images = READERS[kind](path, split)
     if not len(images):
         raise ValueError(f"the data {spec!r} holds no image")
@@ -205,99 +216,3 @@ def open_callable(spec: str) -> list[tuple[Tensor, Tensor]]:
     if not batches:
         raise ValueError(f"{spec!r} returned nothing")
     return [(inputs, labels) for inputs, labels in batches]
-
-
-def _decode(data: bytes, name: str) -> np.ndarray:
-    from PIL import Image
-
-    try:
-        picture = Image.open(io.BytesIO(data))
-        return np.asarray(picture if picture.mode == "L" else picture.convert("RGB"))
-    except (OSError, SyntaxError) as error:  # what Pillow raises for damaged files
-        raise ValueError(f"{name} is no readable image: {error}") from error
-
-
-def _parquet(path: Path, split: str) -> Images:
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ValueError("parquet data needs PyArrow: pip install pyarrow") from error
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{str(path)!r} is no readable parquet file: {str(error).splitlines()[0]}") from error
-    columns: dict[str, Any] = {name: table.schema.field(name).type for name in table.column_names}
-    labels = next((name for name in columns if name.lower() in ("label", "labels", "class", "target", "fine_label")), None)
-    pictures = next((name for name, kind in columns.items() if "binary" in str(kind)), None)
-    if labels is None or pictures is None:
-        raise ValueError(f"{str(path)!r} must have a column of image bytes and a column 'label'; it has {', '.join(columns)}")
-    cells = table.column(pictures)
-
-    def read(index: int) -> np.ndarray:
-        value = cells[index].as_py()
-        return _decode(value["bytes"] if isinstance(value, dict) else value, f"image {index} of {str(path)!r}")
-
-    return Images(read, table.column(labels).to_pylist())
-
-
-def _folder(path: Path, split: str) -> Images:
-    classes = sorted(child for child in path.iterdir() if child.is_dir())
-    files = [
-        (file, label)
-        for label, child in enumerate(classes)
-        for file in sorted(child.rglob("*"))
-        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
-    ]
-    if not files:
-        raise ValueError(f"{str(path)!r} has no folders of images; expected one per class, as DIR/class/picture.jpg")
-    order = np.random.default_rng(0).permutation(len(files))  # so that any slice holds all classes
-    files = [files[index] for index in order]
-    return Images(
-        lambda index: _decode(files[index][0].read_bytes(), repr(str(files[index][0]))), [label for _, label in files]
-    )
-
-
-def _npz(path: Path, split: str) -> Images:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{str(path)!r} is no readable npz file without pickles: {error}") from error
-    pictures = next((arrays[name] for name in ("images", "x", "data") if name in arrays), None)
-    labels = next((arrays[name] for name in ("labels", "y", "targets") if name in arrays), None)
-    if pictures is None or labels is None or len(pictures) != len(labels):
-        raise ValueError(f"{str(path)!r} must hold 'images' and as many 'labels'; it holds {', '.join(arrays)}")
-    bytes_fit = pictures.dtype == np.uint8 and (pictures.ndim == 3 or (pictures.ndim == 4 and pictures.shape[3] in (1, 3)))
-    if not bytes_fit and not (pictures.dtype.kind == "f" and pictures.ndim == 4):
-        raise ValueError(
-            f"the images in {str(path)!r} are {pictures.dtype}, {' x '.join(map(str, pictures.shape))}; allowed are uint8, "
-            "N x H x W (x 1 or 3), and floats, N x C x H x W, which are taken as they are: normalise them"
-        )
-    return Images(lambda index: pictures[index], labels.tolist())
-
-
-def _idx(path: Path, split: str) -> Images:
-    prefix = "train" if split == "train" else "t10k"
-    pictures, labels = (_read_idx(path, f"{prefix}-{part}-ubyte") for part in ("images-idx3", "labels-idx1"))
-    return Images(lambda index: pictures[index], labels.astype(int).tolist())
-
-
-def _read_idx(folder: Path, name: str) -> np.ndarray:
-    plain, packed = folder / name, folder / f"{name}.gz"
-    if not plain.exists() and not packed.exists():
-        raise ValueError(f"{str(folder)!r} has no {name} or {name}.gz; it must hold the four files of Fashion-MNIST")
-    try:
-        data = plain.read_bytes() if plain.exists() else gzip.decompress(packed.read_bytes())
-        dimensions = data[3]
-        shape = struct.unpack(f">{dimensions}I", data[4 : 4 + 4 * dimensions])
-        return np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
-    except (OSError, EOFError, IndexError, struct.error, ValueError) as error:
-        raise ValueError(f"{name} in {str(folder)!r} is damaged: {error}") from error
-
-
-READERS: dict[str, Callable[[Path, str], Images]] = {
-    "parquet": _parquet,
-    "imagefolder": _folder,
-    "npz": _npz,
-    "fashion-mnist": _idx,
-}

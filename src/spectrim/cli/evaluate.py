@@ -7,7 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-from spectrim.cli.models import load_weights, make_model
+from spectrim.cli.methods import import_methods
+from spectrim.cli.models import load_weights, look_in, make_model
 from spectrim.cli.options import Json, Whole, device_of
 from spectrim.cli.splits import Specs, first_examples, split_data
 from spectrim.core.records import Report, Source
@@ -20,6 +21,7 @@ def evaluate(
     *,
     data: str | None = None,
     images: Whole | None = None,
+    methods: str | None = None,
     device: str = "cpu",
     trust_pickle: bool = False,
     as_json: Json = False,
@@ -34,6 +36,9 @@ def evaluate(
         Labelled images; by default those of the report.
     images
         Only the first so many.
+    methods
+        Where decompositions that are not of this package are defined, my_module:MyMethod or file.py:MyMethod; by default
+        they are looked for as when the run was made.
     device
         Where the network runs, such as cuda.
     trust_pickle
@@ -44,9 +49,15 @@ def evaluate(
     file = Path(run) / "report.json"
     if not file.is_file():
         raise ValueError(f"{run!r} is no saved result: it has no report.json")
-    source = Report.from_json(file.read_text()).source
+    report = Report.from_json(file.read_text())
+    source = report.source
     if source is None:
         raise ValueError(f"{run!r} was not written by the command line, so its model is unknown; use spectrim.load in Python")
+    look_in(source.folder)
+    plan = Path(run) / "plan.json"
+    if plan.is_file():
+        recorded = str(report.arguments.get("--methods") or "").split(",")
+        import_methods(plan.read_text(), methods, [_found(spec, source) for spec in recorded if ":" in spec])
     original = make_model(_found(source.model, source)).to(device_of(device))
     small = load(run, original).to(device)
     labelled = data or _found(source.data, source)
@@ -75,7 +86,8 @@ def evaluate(
 def _found(spec: str, source: Source) -> str:
     """Return a spec whose path is there, as typed from here or from the folder in which the run was made."""
     kind, colon, rest = spec.partition(":")
-    for head, path, tail in ((f"{kind}{colon}", rest, ""), ("", kind, f"{colon}{rest}"), ("", spec, "")):
+    file = kind if kind.endswith(".py") else ""
+    for head, path, tail in (("", file, f"{colon}{rest}"), (f"{kind}{colon}", rest, ""), ("", spec, "")):
         there = Path(source.folder) / path
         if path and source.folder and not Path(path).exists() and there.exists():
             return f"{head}{there}{tail}"

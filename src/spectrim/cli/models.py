@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-KINDS = "torchvision:NAME, timm:NAME, module.path:callable or file.py:callable"
+CALLABLES = "module.path:callable and file.py:callable"  # modules also from the current folder
+KINDS = f"torchvision:NAME, timm:NAME, {CALLABLES}"
 
 
 def make_model(spec: str) -> nn.Module:
@@ -32,7 +33,7 @@ def make_model(spec: str) -> nn.Module:
         model = _library(kind, name)
     else:
         try:
-            model = import_callable(spec)()
+            model = import_callable(spec, KINDS)()
         except TypeError as error:
             raise ValueError(f"{spec!r} cannot be called without arguments: {error}") from error
     if not isinstance(model, nn.Module):
@@ -57,8 +58,18 @@ def _library(kind: str, name: str) -> nn.Module:
         raise ValueError(f"{kind} has no model {name!r}: {error}") from error
 
 
-def import_callable(spec: str) -> Callable[..., Any]:
-    """Return the callable of `module.path:callable` or `file.py:callable`.
+def look_in(folder: str) -> None:
+    """Look for modules in this folder too, after all others."""
+    if folder and Path(folder).is_dir() and folder not in sys.path:
+        sys.path.append(folder)
+
+
+def import_callable(spec: str, allowed: str = CALLABLES) -> Callable[..., Any]:
+    """Return the callable of `module.path:callable` or `file.py:callable`; modules are looked for in the current folder first.
+
+    Args:
+        spec: The words.
+        allowed: What else they could have been, for the error.
 
     Raises:
         ValueError: If the module, the file or the name is not there.
@@ -73,15 +84,14 @@ def import_callable(spec: str) -> Callable[..., Any]:
             assert description is not None and description.loader is not None
             module = importlib.util.module_from_spec(description)
             sys.modules.setdefault(path.stem, module)
-            if str(path.parent) not in sys.path:  # as `python file.py` would have it
-                sys.path.append(str(path.parent))
+            look_in(str(path.parent))  # as `python file.py` would have it
             description.loader.exec_module(module)
         else:
             if "" not in sys.path:
                 sys.path.insert(0, "")
             module = importlib.import_module(place)
     except ImportError as error:
-        raise ValueError(f"{spec!r} cannot be imported: {error}; allowed are {KINDS}") from error
+        raise ValueError(f"{spec!r} cannot be imported: {error}; allowed are {allowed}") from error
     found = getattr(module, name, None)
     if not callable(found):
         raise ValueError(f"{spec!r}: {place} has no callable {name!r}")

@@ -3,52 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import torch
 from cyclopts import Parameter
 from torch import nn
 
-from spectrim.cli.models import import_callable, load_weights, make_model
+from spectrim.cli.methods import methods_of, search_of
+from spectrim.cli.models import load_weights, make_model
 from spectrim.cli.splits import Sources, Specs, first_examples, split_data
 from spectrim.cli.terminal import err
-from spectrim.core.factorization import Factorization
-from spectrim.core.plan import Plan
 from spectrim.core.progress import Progress
 from spectrim.core.records import Source
-from spectrim.core.search import Search
-from spectrim.factorize import CP, ChannelSVD, InputSVD, SpatialSVD, TensorTrain, TiledSVD, Tucker2
 from spectrim.network.accuracy import Accuracy, Scorer
 from spectrim.pipeline.config import Config
-from spectrim.search import ALDS, VBMF, Energy, Greedy, Interaction, Knapsack, Similarity, Uniform
 from spectrim.train import Recipe
 
-Made = TypeVar("Made")
 VALIDATION = 0.2  # largest share of the training images that decisions keep away from training
 RATES = {"sgd": 0.02, "adamw": 0.001}  # largest learning rates, unless asked for
-METHODS: dict[str, tuple[Factorization, ...]] = {
-    "ChannelSVD": (ChannelSVD(),),
-    "InputSVD": (InputSVD(),),
-    "SpatialSVD": (SpatialSVD(), SpatialSVD(axis=1)),
-    "Tucker2": (Tucker2(),),
-    "CP": (CP(), CP(depthwise="kernel")),
-    "TensorTrain": (TensorTrain(),),
-    "TiledSVD": (TiledSVD(),),
-}
-SEARCHES: dict[str, Search] = {
-    "ALDS": ALDS(),
-    "Energy": Energy(),
-    "Greedy": Greedy(),
-    "Interaction": Interaction(),
-    "Knapsack": Knapsack(),
-    "Similarity": Similarity(),
-    "Uniform": Uniform(),
-    "VBMF": VBMF(),
-}
 
 
 def _whole(kind: Any, tokens: Sequence[Any]) -> int:
@@ -127,9 +102,11 @@ class Choice:
     """What may be chosen for each layer, and by which rank selection.
 
     Attributes:
-        methods: Comma-separated decompositions, such as ChannelSVD,SpatialSVD,Tucker2, or my_module:MyMethod; SpatialSVD and
-            CP stand for both of their kinds.
-        search: Rank selection: Knapsack, Interaction, Uniform, Energy, VBMF, ALDS, Greedy, Similarity or my_module:MySearch.
+        methods: Comma-separated decompositions, such as ChannelSVD,SpatialSVD,Tucker2; SpatialSVD and CP stand for both of
+            their kinds. Your own: my_module:MyMethod or file.py:MyMethod, a class or any callable without arguments that
+            makes one; the current folder is searched too. With --plan only to import what the plan names.
+        search: Rank selection: Knapsack, Interaction, Uniform, Energy, VBMF, ALDS, Greedy, Similarity, or your own as in
+            --methods: my_module:MySearch or file.py:MySearch.
         exclude: Name patterns of layers to leave alone.
         multiple_of: Only ranks that are multiples of this.
         images: Calibration images.
@@ -189,60 +166,12 @@ class TrainingOptions:
         return Recipe(epochs=epochs, seed=seed, checkpoint=cache / "training.pt", progress=progress, **settings)
 
 
-def methods_of(text: str | None) -> tuple[Factorization, ...]:
-    """Return the decompositions of a list of names, or of callables that make them."""
-    if text is None:
-        return Config().methods
-    found: dict[Factorization, None] = {}
-    for name in (word.strip() for word in text.split(",")):
-        made = (_made(name, Factorization),) if ":" in name else METHODS.get(name)  # type: ignore[type-abstract]
-        if made is None:
-            raise ValueError(f"there is no decomposition {name!r}{_meant(name, METHODS)}; allowed are {', '.join(METHODS)}")
-        found |= dict.fromkeys(made)
-    return tuple(found)
-
-
-def search_of(name: str | None) -> Search:
-    """Return the rank selection of this name, or of a callable that makes it."""
-    if name is None:
-        return Config().search
-    if ":" in name:
-        return _made(name, Search)  # type: ignore[type-abstract]
-    if name not in SEARCHES:
-        raise ValueError(f"there is no rank selection {name!r}{_meant(name, SEARCHES)}; allowed are {', '.join(SEARCHES)}")
-    return SEARCHES[name]
-
-
-def _made(spec: str, kind: type[Made]) -> Made:
-    """Return what `my_module:MyMethod` makes, a third party's decomposition or rank selection."""
-    found = import_callable(spec)()
-    if not isinstance(found, kind):
-        raise ValueError(f"{spec!r} made {type(found).__name__}; it must make a spectrim.{kind.__name__}")
-    return found
-
-
-def _meant(name: str, names: Sequence[str] | dict[str, Any]) -> str:
-    close = difflib.get_close_matches(name.lower(), [each.lower() for each in names], 1)
-    return f" (did you mean {next(each for each in names if each.lower() == close[0])}?)" if close else ""
-
-
 def device_of(name: str) -> torch.device:
     """Return the device of this name, if it can be used."""
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"the device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
-
-
-def plan_file(name: str) -> Plan:
-    """Return the plan in a file."""
-    try:
-        return Plan.from_json(Path(name).read_text())
-    except OSError as error:
-        raise ValueError(f"the plan {name!r} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        reason = "it is no text" if isinstance(error, UnicodeDecodeError) else str(error)
-        raise ValueError(f"the plan {name!r} cannot be used: {reason}") from error
 
 
 def score_original(

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from spectrim.cli.datasets import Batches, Form, Images, Shuffled, is_callable_spec, open_callable, open_images
+from spectrim.cli.datasets import Batches, Form, ShuffledBatches, is_callable_spec, open_callable, open_images
+from spectrim.cli.readers import Images
 
 DEFAULT_INPUT = (1, 3, 224, 224)
 SELECTION = 5000  # images that MaxDrop decides on, taken from the calibration source behind the calibration images
@@ -189,7 +190,7 @@ def training_data(training: Any, batch: int, seed: int) -> Any:
     """Return what `fit` reads: two tensors where the images fit in memory, else batches that are decoded as they are needed."""
     if isinstance(training, Batches):
         if training.bytes > TRAINING_BYTES:
-            return Shuffled(training.images, training.form, size=batch, seed=seed)
+            return ShuffledBatches(training.images, training.form, size=batch, seed=seed)
         training = list(training)
     return tuple(torch.cat(column) for column in zip(*training, strict=True))
 

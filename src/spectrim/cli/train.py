@@ -14,6 +14,7 @@ from cyclopts import Parameter
 from safetensors.torch import save_model
 from torch import distributed, nn
 
+from spectrim.cli.methods import plan_of
 from spectrim.cli.options import (
     VALIDATION,
     Choice,
@@ -21,7 +22,6 @@ from spectrim.cli.options import (
     Json,
     TrainingOptions,
     Whole,
-    plan_file,
     print_original,
     score_original,
 )
@@ -121,10 +121,16 @@ def train(
         raise ValueError("--every, --warmup, --tighten and --replan distort kernels: give --keep FRACTION or --plan FILE")
     if distortion.replan and keep is None:
         raise ValueError("--replan chooses plans for a budget: give --keep FRACTION")
+    own = None if plan is None else plan_of(plan, choice.methods)
+    if own is not None and not own:
+        raise ValueError(
+            f"the plan {plan!r} replaces no layer, so there is nothing to distort; leave --plan out to train ordinarily"
+        )
     schedule = distortion.schedule()
     budget = {"keep": keep, "metric": metric, "plan": plan}
     settings = {"choice": choice, "epochs": epochs, "distortion": distortion, "training": training}
     arguments = options_of(model=model, inputs=inputs, **budget, **settings)
+    choice = choice if own is None else dataclasses.replace(choice, methods=None)
     with _processes(inputs) as (first, here):
         run = Run.at(out_dir, arguments, resume)
         if run.finished:
@@ -140,7 +146,7 @@ def train(
                 print_original(sources, scorer)
             wanted = None if keep is None else Keep(keep, metric)  # type: ignore[arg-type]
             session = _Session(network, sources, choice.config(inputs.seed, run.partial, advance), wanted, scorer)
-            result = session.train(session.plan(plan, run.partial), recipe, schedule, replan=bool(distortion.replan))
+            result = session.train(session.plan(own, run.partial), recipe, schedule, replan=bool(distortion.replan))
         if not first:
             return None
         report = complete(result.report, source=inputs.source(model), notes=inputs.notes(), arguments=arguments)
@@ -160,15 +166,10 @@ class _Session:
         self.original = duplicate(network).eval()
         self.spent = Spent()
 
-    def plan(self, file: str | None, partial: Path) -> Plan:
-        """Return the plan: of the file, of the interrupted run, or chosen now (by the first process for all)."""
-        if file is not None:
-            found = plan_file(file)
-            if not found:
-                raise ValueError(
-                    f"the plan {file!r} replaces no layer, so there is nothing to distort; leave --plan out to train ordinarily"
-                )
-            return found
+    def plan(self, own: Plan | None, partial: Path) -> Plan:
+        """Return the plan: the user's own, that of the interrupted run, or one chosen now (by the first process for all)."""
+        if own is not None:
+            return own
         if self.budget is None:
             return Plan({}, cost(self.network, self.example))
         saved = partial / "plan.json"

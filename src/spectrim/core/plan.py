@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from spectrim.core.cost import Cost
-from spectrim.core.factorization import Factorization, Rank, describe, parse
+from spectrim.core.factorization import Factorization, Rank, describe, flaw, is_rank, options, parse
 from spectrim.core.layer import Layer, on_vectors
 from spectrim.core.progress import Spent
 
@@ -100,19 +101,26 @@ class Plan(Mapping[str, Option]):
         return sum(option.harm for option in self.choices.values())
 
     def to_json(self) -> str:
-        """Return the plan as indented JSON. Ranks and methods may be edited by hand; costs are derived when it is read."""
-        rows = {
-            name: {
-                "method": type(option.method).__name__,
-                **_module(option.method),
-                **({"options": asdict(option.method)} if asdict(option.method) else {}),  # type: ignore[call-overload]
-                "rank": list(option.rank) if isinstance(option.rank, tuple) else option.rank,
-                "bias": option.bias,
-                "harm": option.harm,
-                "layer": option.layer.to_dict(),
-            }
-            for name, option in self.choices.items()
-        }
+        """Return the plan as indented JSON. Ranks and methods may be edited by hand; costs are derived when it is read.
+
+        Warns if a method's class was defined in a script or a notebook itself, which no other program can import.
+
+        Raises:
+            TypeError: If a method is no frozen dataclass or has an option that JSON cannot hold.
+        """
+        kinds = {type(option.method) for option in self.choices.values() if option.method is not None}
+        names = sorted(kind.__name__ for kind in kinds if kind.__module__ == "__main__")
+        if names:
+            warnings.warn(
+                f"{' and '.join(names)} was defined in the program that runs (__main__), so no other program can read this "
+                "plan; define it in a file of its own and import it from there",
+                stacklevel=2,
+            )
+        return self.text()
+
+    def text(self) -> str:
+        """Return the text of `to_json`, for those who only compare it."""
+        rows = {name: _row(option) for name, option in self.choices.items()}
         text = {"format": FORMAT, "original": asdict(self.original), "cost": asdict(self.cost), "layers": rows}
         return json.dumps(text, indent=1) + "\n"
 
@@ -130,21 +138,46 @@ class Plan(Mapping[str, Option]):
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise ValueError(f"the text is no plan: its 'format' must be {FORMAT!r}")
         try:
-            choices = {name: _option(row) for name, row in data["layers"].items()}
-            return Plan(choices, Cost(**data["original"]))
-        except (KeyError, TypeError, AttributeError) as error:
+            rows = {name: _read(row) for name, row in data["layers"].items()}
+            original = Cost(**data["original"])
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise ValueError(f"the plan is incomplete or has a field of the wrong kind: {error!r}") from error
+        return Plan({name: _option(*row) for name, row in rows.items()}, original)
 
 
-def _module(method: Factorization | None) -> dict[str, str]:
-    """Return where the class of a third party's method is defined."""
-    module = type(method).__module__
-    return {} if module.startswith("spectrim.") else {"module": module}
+def _row(option: Option) -> dict[str, Any]:
+    """Return an option as JSON has it; of a third party's method also where its class is defined."""
+    method, module = option.method, type(option.method).__module__
+    assert method is not None
+    if wrong := flaw(method):
+        raise TypeError(wrong)
+    given = options(method)
+    return {
+        "method": type(method).__name__,
+        **({} if module.startswith("spectrim.") else {"module": module}),
+        **({"options": given} if given else {}),
+        "rank": list(option.rank) if isinstance(option.rank, tuple) else option.rank,
+        "bias": option.bias,
+        "harm": option.harm,
+        "layer": option.layer.to_dict(),
+    }
 
 
-def _option(row: dict[str, Any]) -> Option:
-    method = parse(row["method"], row.get("options"), row.get("module", ""))
+def _read(row: dict[str, Any]) -> tuple[Option, str, dict[str, Any], str]:
+    """Return a row's option without its method, and of the method the name, options and module; nothing is asked of it yet.
+
+    What is missing or of the wrong kind is a KeyError, TypeError, ValueError, AttributeError or IndexError.
+    """
     rank = tuple(row["rank"]) if isinstance(row["rank"], list) else row["rank"]
-    option = Option(Layer.from_dict(row["layer"]), method, rank, float(row.get("harm", 0.0)), bool(row.get("bias", False)))
-    method.check(option.layer.convolution, rank)
-    return option
+    option = Option(Layer.from_dict(row["layer"]), None, rank, float(row.get("harm", 0.0)), bool(row.get("bias", False)))
+    _ = option.layer.convolution, option.layer.cost  # the shapes go together
+    return option, row["method"], dict(row.get("options") or {}), row.get("module", "")
+
+
+def _option(option: Option, name: str, given: dict[str, Any], module: str) -> Option:
+    """Return the option with its method, which must exist and take the options, the layer and the rank."""
+    method = parse(name, given, module)
+    if not is_rank(option.rank):
+        raise ValueError(f"rank {option.rank!r} of layer {option.layer.name!r} is not a whole number or a tuple of them")
+    method.check(option.layer.convolution, option.rank)
+    return replace(option, method=method)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -55,22 +55,45 @@ class Probe(Protocol):
 
 
 class Search(ABC):
-    """A rank selection. Subclasses are frozen dataclasses whose fields are the options of the method."""
+    """A rank selection. Subclasses are frozen dataclasses whose fields are the options of the method.
+
+    Attributes:
+        title: Name of the rank selection in messages; by default that of the class.
+        reference: The paper that it is from; by default none.
+        score: The column of the menu that it looks at; the smaller, the better an option. `response`, the predicted harm, is
+            always there. Computed for those who ask: of the weights `energy` (relative squared error), `spectral` (relative
+            error in operator norm) and `vbmf` (VBMF's rank over the option's); with calibration data `whitened` (share of
+            the layer's output variance that is lost), `measured` (harm of the network with this layer alone compressed) and
+            `similarity` (one less the cosine between the layer's output and the original's). The last two are measured for
+            some ten options of each layer; the others have NaN and cannot be chosen by them.
+        images: How many images beyond the calibration's it wants a `Probe` to measure on; 0 for none, then `select` gets None.
+            With fewer than a quarter of them there is no probe either.
+    """
 
     title: ClassVar[str]
-    reference: ClassVar[str]
-    score: str = RESPONSE  # the column of the menu that it looks at; `spectrim.sensitivity.scores` computes them
-    images: int = 0  # how many images beyond the calibration's it wants to have measured
+    reference: ClassVar[str] = ""
+    score: str = RESPONSE
+    images: int = 0
+
+    def __init_subclass__(cls, **given: Any) -> None:
+        """Give a class that has no title its name as title."""
+        super().__init_subclass__(**given)
+        if "title" not in vars(cls):
+            cls.title = cls.__name__
+
+    def __repr__(self) -> str:
+        """Return the name of the class; dataclasses say their options too."""
+        return f"{type(self).__name__}()"
 
     @abstractmethod
     def select(self, menu: Menu, budget: Keep, probe: Probe | None = None) -> Sequence[int]:
         """Return the number of the option that each layer of the menu takes, within the budget.
 
         Args:
-            menu: Options of every layer with their costs and scores.
-            budget: A hard bound.
+            menu: Options of every layer with their costs and scores; number 0 leaves the layer alone.
+            budget: A hard bound. `menu.allowed(budget)` is what the chosen options may cost together.
             probe: Measures; None where there is nothing to measure on.
 
         Raises:
-            BudgetError: If no choice meets it.
+            BudgetError: If no choice meets it; `menu.allowed(budget)` raises it.
         """

@@ -18,6 +18,12 @@ FLOOR = 1e-6  # smallest eigenvalue kept, relative to the mean one, when a covar
 _roots = WeakTensorKeyDictionary()  # of matrices that are still in memory, by identity
 
 
+def canonical_shape(layer: Layer) -> tuple[int, ...]:
+    """Return the shape (g, T, S, *kernel) of a layer's canonical weight, T and S being channels of one group."""
+    outputs, inputs = layer.convolution.channels
+    return layer.groups, outputs // layer.groups, inputs // layer.groups, *layer.convolution.kernel
+
+
 def to_canonical(layer: Layer, weight: Tensor) -> Tensor:
     """Return the weight of a module as (g, T, S, *kernel)."""
     g, weight = layer.groups, weight.reshape(layer.convolution.weight)
@@ -83,7 +89,19 @@ def channel_metric(weight: Tensor, moments: Moments | None) -> Tensor:
 
 
 def harm(weight: Tensor, merged: Tensor, moments: Moments | None) -> float:
-    """Return the predicted harm of using `merged` (g, T, S, *kernel) in place of `weight`; see the module's idea."""
+    """Return the predicted harm of using `merged` (g, T, S, *kernel) in place of `weight`, which decompositions compete in.
+
+    With D = weight - merged, lowered to (T, n) for each group: 1/2 tr(G D C D^T), summed over the groups, in nats of loss. G is
+    `moments.gradient` and C `moments.covariance`. Without moments |D|^2 / |weight|^2.
+
+    Args:
+        weight: The kernel, (g, T, S, *kernel).
+        merged: What takes its place, of the same shape.
+        moments: Norm; None for the weight's own.
+
+    Raises:
+        ValueError: If the moments hold no covariance, which was too large to keep.
+    """
     change = (weight - merged).flatten(2)  # (g, T, n)
     if moments is None:
         return float(change.square().sum() / weight.square().sum().clamp_min(torch.finfo(weight.dtype).tiny))

@@ -19,7 +19,8 @@ class InputSVD(Factorization):
     """1 x 1 convolution S -> r, then the full kernel r -> T.
 
     Reference:
-        Li, Zhang, et al.: Channel decomposition on the input side; see Denton et al. 2014, section 3.3.
+        Denton, Zaremba, Bruna, LeCun, Fergus: Exploiting linear structure within convolutional networks for efficient
+        evaluation (2014), section 3.3.
     """
 
     title: ClassVar[str] = "InputSVD"

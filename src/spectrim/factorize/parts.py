@@ -11,11 +11,14 @@ from spectrim.core.layer import Layer
 def pointwise(layer: Layer, inputs: int, outputs: int, after: Layer | None) -> Layer:
     """Return the 1 x 1 convolution (or linear layer) from `inputs` to `outputs` channels, all groups together.
 
+    It has no bias; give the last part its own: `replace(part, bias=layer.bias)`. Ranks are those of one group, so between two
+    parts there are `rank * layer.groups` channels.
+
     Args:
         layer: The layer being replaced; gives kind and groups.
         inputs: Input channels.
         outputs: Output channels.
-        after: The part before it; None if it comes first. Only the part that comes last carries the bias.
+        after: The part before it; None if it comes first.
     """
     shapes = layer.inputs if after is None else after.outputs
     if layer.kind == "Linear":
@@ -29,9 +32,13 @@ def pointwise(layer: Layer, inputs: int, outputs: int, after: Layer | None) -> L
 def spatial(layer: Layer, channels: tuple[int, int], axes: Sequence[int], after: Layer | None) -> Layer:
     """Return a convolution like `layer` between other channels that acts along some of its spatial axes only.
 
+    It has no bias; give the last part its own: `replace(part, bias=layer.bias)`. Ranks are those of one group, so between two
+    parts there are `rank * layer.groups` channels.
+
     Args:
         layer: The layer being replaced; gives kind, groups and the geometry along `axes`.
-        channels: Input and output channels, all groups together.
+        channels: Input and output channels, all groups together; the other way round than `Layer.channels`, which has the
+            outputs first.
         axes: The spatial axes along which it has the layer's kernel, stride, padding and dilation.
         after: The part before it; None if it comes first.
     """

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from spectrim.integrations.common import Held
+from spectrim.integrations.common import DistortionHolder
 
 try:
     from transformers import TrainerCallback
@@ -17,8 +17,11 @@ except ImportError as error:
 FILE = "distortion.pt"
 
 
-class DistortionCallback(Held, TrainerCallback):  # type: ignore[misc,unused-ignore]
-    """Distorts the planned kernels during `trainer.train()`; its state is a file in the checkpoints. Arguments: see `Held`."""
+class DistortionCallback(DistortionHolder, TrainerCallback):  # type: ignore[misc,unused-ignore]
+    """Distorts the planned kernels during `trainer.train()`; its state is a file `distortion.pt` in the checkpoints.
+
+    Arguments are those of `DistortionHolder`; call `finish()` after training.
+    """
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Begin, or go on from the checkpoint.
@@ -26,23 +29,23 @@ class DistortionCallback(Held, TrainerCallback):  # type: ignore[misc,unused-ign
         Raises:
             ValueError: If training is resumed from a checkpoint without the state of the distortion.
         """
-        twist = self.begin(model)
+        distortion = self.begin(model)
         if state.global_step:
-            file = self._folder(args, state) / FILE
+            file = self._checkpoint_file(args, state)
             if not file.is_file():
                 raise ValueError(f"training is resumed at step {state.global_step}, but there is no {str(file)!r}")
-            twist.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+            distortion.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count an optimizer step."""
-        assert self.twist is not None
-        self.twist.step()
+        assert self.distortion is not None
+        self.distortion.step()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the state into the checkpoint."""
-        if self.twist is not None and state.is_world_process_zero:
-            torch.save(self.twist.state_dict(), self._folder(args, state) / FILE)
+        if self.distortion is not None and state.is_world_process_zero:
+            torch.save(self.distortion.state_dict(), self._checkpoint_file(args, state))
 
     @staticmethod
-    def _folder(args: Any, state: Any) -> Path:
-        return Path(args.output_dir) / f"checkpoint-{state.global_step}"
+    def _checkpoint_file(args: Any, state: Any) -> Path:
+        return Path(args.output_dir) / f"checkpoint-{state.global_step}" / FILE

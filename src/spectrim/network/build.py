@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from spectrim.core.factorization import Moments, by_groups
 from spectrim.core.layer import Layer
 from spectrim.core.plan import Option
-from spectrim.factorize.algebra import eye_like, from_canonical, to_canonical
+from spectrim.factorize.algebra import canonical_shape, eye_like, from_canonical, to_canonical
 from spectrim.network.disguise import effective_weight
 
 BALANCING = 20  # sweeps over the gaps between factors; one is exact for two factors
@@ -83,7 +83,13 @@ def replacement(option: Option, module: nn.Module, target: Target, factors: Sequ
     moments = target.moments
     if moments is None or not option.target.bias:
         return build(option, module, factors, original_bias(module) if moments is None else None)
-    old, new = target.kernel.flatten(2), option.method.merge(factors).flatten(2)
+    check_factors(option, factors)
+    merged = option.method.merge(factors)
+    if merged.shape != target.kernel.shape:
+        raise ValueError(
+            f"{_what(option, 'merge')} a kernel of shape {tuple(merged.shape)}; the layer's is {tuple(target.kernel.shape)}"
+        )
+    old, new = target.kernel.flatten(2), merged.flatten(2)
     if moments.mean is not None:
         kept = new @ moments.mean[..., None]
     else:  # the map N with N W = W_r, applied to the mean of W x
@@ -121,7 +127,12 @@ def build(option: Option, module: nn.Module, factors: Sequence[Tensor] | None, b
         module: What they replace.
         factors: Canonical weight of each weighted part; None leaves the weights uninitialised.
         bias: Bias of the last part, (T,); None means zeros where the option has a bias.
+
+    Raises:
+        ValueError: If the factors do not have the shapes of the parts.
     """
+    if factors is not None:
+        check_factors(option, factors)
     old = module.weight
     assert isinstance(old, Tensor)
     modules = [_module(part, old) for part in option.parts]
@@ -146,6 +157,26 @@ def build(option: Option, module: nn.Module, factors: Sequence[Tensor] | None, b
             getattr(sequence, hooks).update(getattr(module, hooks))
     sequence._is_full_backward_hook = module._is_full_backward_hook  # how its backward hooks are called
     return sequence
+
+
+def check_factors(option: Option, factors: Sequence[Tensor]) -> None:
+    """Check that the factors of a method, a third party's perhaps, have the shapes of the parts that have a weight.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    assert option.method is not None
+    parts = option.method.parts(option.target.convolution, option.rank)
+    wanted = [canonical_shape(part) for part in parts if part.weighted]
+    given = [tuple(factor.shape) for factor in factors]
+    if given != wanted:
+        returned, canonical = (", ".join(map(str, shapes)) for shapes in (given, wanted))
+        raise ValueError(f"{_what(option, 'factors')} weights of shapes {returned}; parts() has, canonical, {canonical}")
+
+
+def _what(option: Option, function: str) -> str:
+    """Return the beginning of a sentence about what a method returned."""
+    return f"{type(option.method).__name__}.{function}() returned for layer {option.layer.name!r} at rank {option.rank}"
 
 
 def balanced(parts: Sequence[Layer], factors: Sequence[Tensor]) -> list[Tensor]:

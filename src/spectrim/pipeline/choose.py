@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,11 +45,10 @@ def choose(prepared: Prepared, budget: Keep, *, measure: bool = True) -> Plan:
             ledger.add(scores.spent - prepared.spent)
             with ledger.stage("search"):
                 probe = network_probe(prepared, ledger) if measure else None
-                chosen = search.select(scores.menu, budget, probe)
-                check_choice(scores, chosen, budget)
+                chosen = check_choice(scores, search.select(scores.menu, budget, probe), budget)
             if probe is not None:
                 ledger.passed(**probe.passed())
-            piece.entry = Entry({}, {"plan": scores.menu.plan(chosen).to_json()})
+            piece.entry = Entry({}, {"plan": scores.menu.plan(chosen).text()})
     return replace(Plan.from_json(piece.entry.numbers["plan"]), spent=ledger.spent)
 
 
@@ -78,16 +79,21 @@ def scored(prepared: Prepared, metric: Metric) -> Prepared:
     return replace(prepared, menu=prepared.menu.with_scores(score, scores), spent=prepared.spent + ledger.spent)
 
 
-def check_choice(prepared: Prepared, chosen: Sequence[int], budget: Keep) -> None:
-    """Check that a rank selection, a third party's perhaps, kept its promise.
+def check_choice(prepared: Prepared, chosen: Any, budget: Keep) -> list[int]:
+    """Return what a rank selection, a third party's perhaps, has chosen, as whole numbers, if it kept its promise.
 
     Raises:
         ValueError: If it did not choose one option for each layer within the budget.
     """
     menu, title = prepared.menu, type(prepared.config.search).__name__
-    if len(chosen) != len(menu.layers) or any(
-        not 0 <= index < len(row.options) for index, row in zip(chosen, menu.layers, strict=True)
+    given = list(chosen) if isinstance(chosen, Iterable) else chosen
+    whole = isinstance(given, list) and all(isinstance(index, (int, np.integer)) for index in given)
+    if (
+        not whole
+        or len(given) != len(menu.layers)
+        or not all(0 <= index < len(row.options) for index, row in zip(given, menu.layers, strict=True))
     ):
-        raise ValueError(f"the rank selection {title} returned {list(chosen)!r}; it must name one option of each layer")
-    if menu.cost(chosen, budget.metric) > budget.fraction * menu.original.of(budget.metric) + 1e-6:
-        raise ValueError(f"the rank selection {title} broke {budget}: its choice costs {menu.cost(chosen, budget.metric):,}")
+        raise ValueError(f"the rank selection {title} returned {given!r}; it must name one option of each layer by its number")
+    if menu.cost(given, budget.metric) > budget.fraction * menu.original.of(budget.metric) + 1e-6:
+        raise ValueError(f"the rank selection {title} broke {budget}: its choice costs {menu.cost(given, budget.metric):,}")
+    return [int(index) for index in given]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from spectrim.core.factorization import Factorization, describe
+from spectrim.core.factorization import Factorization, describe, flaw
 from spectrim.core.progress import Progress
 from spectrim.core.search import Search
-from spectrim.factorize import CP, ChannelSVD, SpatialSVD
-from spectrim.search import Knapsack
+from spectrim.factorize import USUAL as USUAL_METHODS
+from spectrim.search import USUAL as USUAL_SEARCH
 from spectrim.sensitivity.divergence import Harm
 
 
@@ -40,8 +40,8 @@ class Config:
         progress: Called with the name of the stage and the share of it that is done.
     """
 
-    methods: tuple[Factorization, ...] = (ChannelSVD(), SpatialSVD(), SpatialSVD(axis=1), CP(depthwise="kernel"))
-    search: Search = field(default_factory=Knapsack)
+    methods: tuple[Factorization, ...] = USUAL_METHODS
+    search: Search = USUAL_SEARCH
     exclude: tuple[str, ...] = ()
     multiple_of: int = 1
     refit: bool = True
@@ -63,6 +63,9 @@ class Config:
             raise TypeError(f"search is {self.search!r}; it must be a rank selection, such as Knapsack() or Interaction()")
         if not self.methods or not all(isinstance(method, Factorization) for method in self.methods):
             raise TypeError(f"methods is {self.methods!r}; it must hold decompositions, such as (ChannelSVD(), SpatialSVD())")
+        for method in self.methods:
+            if wrong := flaw(method):
+                raise TypeError(f"methods: {wrong}")
         if isinstance(self.exclude, str):
             raise TypeError(
                 f"exclude is the string {self.exclude!r}; it must be a tuple of patterns, such as ({self.exclude!r},)"

@@ -146,7 +146,15 @@ def _is_named(value: Any) -> bool:
 def _inside(value: Any) -> dict[str, Any]:
     """Return what a user's function or class is made of."""
     if isinstance(value, type):
-        skipped = ("__dict__", "__weakref__", "__doc__", "__module__", "_abc_impl", "__annotations__", "__abstractmethods__")
+        skipped: tuple[str, ...] = (
+            "__dict__",
+            "__weakref__",
+            "__doc__",
+            "__module__",
+            "_abc_impl",
+            "__annotations__",
+            "__abstractmethods__",
+        )
         skipped = (*skipped, "__dataclass_fields__", "__dataclass_params__")  # the methods made of them tell the same
         own = {name: item for name, item in vars(value).items() if name not in skipped and not _is_slot(item)}
         return {"bases": value.__bases__, "own": own}

@@ -16,7 +16,7 @@ from torch import nn
 
 from spectrim.core.cost import Cost
 from spectrim.core.deprecation import renamed
-from spectrim.core.factorization import Factorization, describe
+from spectrim.core.factorization import Factorization, describe, fit_of
 from spectrim.core.layer import Layer, Shape
 from spectrim.core.menu import RESPONSE, LayerMenu
 from spectrim.factorize import CP, ChannelSVD, InputSVD, SpatialSVD, TensorTrain, TiledSVD, Tucker2
@@ -165,7 +165,7 @@ def _view(model: nn.Module, layer: Layer, methods: Sequence[Factorization], harm
     fitting: dict[str, str] = {}
     reasons: dict[str, str] = {}
     for method in methods:
-        fit = method.fits(layer.convolution)
+        fit = fit_of(method, layer.convolution)
         paying = method.ranks(layer.convolution) if fit else []
         if paying:
             largest = max(paying, key=lambda rank: method.cost(layer.convolution, rank).macs)

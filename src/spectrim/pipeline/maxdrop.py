@@ -69,7 +69,9 @@ def maxdrop(
             best = found
     if best is None:
         raise BudgetError(f"{budget} cannot be met: {trials.last()}; allow more points, or give more calibration images")
-    if network_probe(prepared, ledger) is not None:  # what predictions alone just missed, measured choices may reach
+    if (
+        bracket.tries < most and network_probe(prepared, ledger) is not None
+    ):  # measured choices may reach what predictions missed
         missed = Keep(max(bracket.low, bracket.high / RESOLUTION), metric)
         plan = choose(trials.prepared, missed)
         trials.spent += plan.spent
@@ -109,7 +111,7 @@ class _Trials:
 
     def measure(self, plan: Plan) -> Trial:
         """Return the evaluated network of a plan; budgets so close that they have the same plan are evaluated once."""
-        name = plan.to_json()
+        name = plan.text()
         if name not in self.found:
             ledger, realized = self.prepared.ledger(), realize(self.prepared, plan)
             if self.recover is not None:

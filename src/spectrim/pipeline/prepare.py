@@ -32,7 +32,7 @@ from spectrim.pipeline.config import Config
 from spectrim.pipeline.identity import UnknownIdentityError, fingerprint, identity
 from spectrim.sensitivity.divergence import Harm, is_logits, output_harm
 from spectrim.sensitivity.moments import Sweep
-from spectrim.sensitivity.options import Offer, layer_menu, offers
+from spectrim.sensitivity.options import Offer, layer_menu, offers, sound
 
 MEMORY = 1 << 30  # bytes of images that a rank selection may have beyond the calibration's
 
@@ -138,7 +138,7 @@ def prepare(
                     if piece.entry is None:
                         weight = working_weight(layer, model.get_submodule(layer.name))
                         parts = by_groups(weight, None if moments is None else moments[layer.name])
-                        losses = [method.losses(kernel, ranks, norm) for kernel, norm in parts]
+                        losses = [sound(method.losses(kernel, ranks, norm), method, layer, ranks) for kernel, norm in parts]
                         piece.entry = Entry({}, {"harms": [sum(column) for column in zip(*losses, strict=True)]})
                 harms.append(piece.entry.numbers["harms"])
             multiple_of = config.multiple_of if given is None else 1

@@ -30,7 +30,7 @@ class Fitted:
     targets: dict[str, Target]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class NetworkProbe(Probe):
     """Measures on images that the refit does not see.
 
@@ -49,6 +49,10 @@ class NetworkProbe(Probe):
     images: dict[str, float] = field(default_factory=lambda: {"forward": 0.0, "backward": 0.0})
     _fitted: dict[str, Fitted] = field(default_factory=dict)
     _harms: dict[str, list[float]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Return how many images there are to measure on."""
+        return f"NetworkProbe(moving={count(self.moving)}, judging={count(self.judging)})"
 
     def quadratic_model(self, chosen: Sequence[int], alternatives: Sequence[tuple[int, int]]) -> QuadraticModel:
         """Return what each alternative would do to the network of a choice."""
@@ -70,7 +74,7 @@ class NetworkProbe(Probe):
 
     def fitted(self, plan: Plan) -> Fitted:
         """Return the refitted network of a plan; the last two are remembered, since searches come back to them."""
-        name, prepared = plan.to_json(), self.prepared
+        name, prepared = plan.text(), self.prepared
         if name not in self._fitted:
             for old in list(self._fitted)[:-1]:
                 del self._fitted[old]
@@ -92,7 +96,7 @@ class NetworkProbe(Probe):
 
     def _judged(self, chosen: Sequence[int]) -> list[float]:
         plan = self.prepared.menu.plan(chosen)
-        name = plan.to_json()
+        name = plan.text()
         if name not in self._harms:
             self._harms[name] = batch_harms(self.prepared.model, self.fitted(plan).model, self.judging, self.prepared.harm)
             self._count(self.judging, forward=2)
@@ -116,7 +120,7 @@ class NetworkProbe(Probe):
 def network_probe(prepared: Prepared, ledger: Ledger) -> NetworkProbe | None:
     """Return what measures for the rank selection, or None if it wants nothing measured or there are too few images."""
     wanted = prepared.config.search.images
-    if not wanted or prepared.moments is None or 4 * count(prepared.further) < wanted:
+    if not wanted or prepared.moments is None or 4 * count(prepared.further) < wanted or len(prepared.further) < 2:
         return None
-    cut = -(-2 * len(prepared.further) // 3)
+    cut = min(-(-2 * len(prepared.further) // 3), len(prepared.further) - 1)  # something is left to judge on
     return NetworkProbe(prepared, ledger, prepared.further[:cut], prepared.further[cut:])

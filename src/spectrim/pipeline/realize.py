@@ -55,7 +55,7 @@ def realize(prepared: Prepared, plan: Plan) -> Realized:
     """
     ledger, config = prepared.ledger(), prepared.config
     methods = [method_identity(option.method) for option in plan.values() if option.method is not None]
-    name = "network " + hashlib.blake2b(f"{plan.to_json()} {methods} {config.settings()}".encode()).hexdigest()
+    name = "network " + hashlib.blake2b(f"{plan.text()} {methods} {config.settings()}".encode()).hexdigest()
     with ledger.piece(name) as piece:
         if piece.entry is None:
             small, decisions = duplicate(prepared.model), {}

@@ -5,7 +5,10 @@ from __future__ import annotations
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from spectrim.core.factorization import describe
 from spectrim.core.records import Report, Training
+from spectrim.factorize import USUAL as USUAL_METHODS
+from spectrim.search import USUAL as USUAL_SEARCH
 
 
 def table(report: Report) -> Table:
@@ -32,6 +35,7 @@ def lines(report: Report) -> list[str]:
         f"params {report.before.params:,} -> {report.after.params:,} ({100 * report.kept[0]:.1f} % kept), "
         f"MACs {report.before.macs:,} -> {report.after.macs:,} ({100 * report.kept[1]:.1f} % kept)"
     ]
+    lines += _chosen_by(report)
     if report.selection is not None:
         lines.append(f"score on the selection images  {report.selection.text()}")
     if report.test is not None:
@@ -63,6 +67,15 @@ def lines(report: Report) -> list[str]:
     for name, reason in report.skipped.items():
         lines.append(f"left alone  {name}: {reason}")
     return lines
+
+
+def _chosen_by(report: Report) -> list[str]:
+    """Return a line that names the rank selection and the decompositions that competed, where they are not the usual ones."""
+    methods, search = report.config.get("methods", ()), report.config.get("search")
+    usual = ([describe(method) for method in USUAL_METHODS], repr(USUAL_SEARCH))
+    if not methods or (methods, search) == usual or not report.budget.startswith(("Keep(", "MaxDrop(")):
+        return []
+    return [f"chosen by {search} among {', '.join(methods)}"]
 
 
 def _training(told: Training) -> list[str]:

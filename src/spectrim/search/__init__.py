@@ -9,4 +9,6 @@ from spectrim.search.similarity import Similarity
 from spectrim.search.uniform import Uniform
 from spectrim.search.vbmf import VBMF
 
+USUAL = Knapsack()  # chooses unless another is named
+
 __all__ = ["ALDS", "VBMF", "Energy", "Greedy", "Interaction", "Knapsack", "Similarity", "Uniform"]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from spectrim.core.factorization import Factorization, Moments, Rank, as_tuple, pays
+from spectrim.core.factorization import Factorization, Moments, Rank, as_tuple, fit_of, pays
 from spectrim.core.layer import Layer
 from spectrim.core.menu import LayerMenu
 from spectrim.core.plan import Option
 
+ROUNDING = 1e-9  # how far below nothing a harm may come to lie by rounding
 Offer = tuple[Factorization, list[Rank]]  # a method, and the ranks at which its harm is wanted
 
 
@@ -29,12 +32,34 @@ def offers(layer: Layer, methods: Sequence[Factorization], moments: Moments | No
     for method in methods:
         if moments is not None and moments.covariance is None and not method.response_only:
             continue
+        if not fit_of(method, layer.convolution):
+            continue
         ranks = method.candidates(layer.convolution)
         ranks = [rank for rank in ranks if isinstance(rank, int) or _allowed(rank, multiple_of)]
         ranks = [rank for rank in ranks if pays(Option(layer, method, rank, 0.0, moments is not None).cost, layer.cost)]
         if ranks:
             found.append((method, ranks))
     return found
+
+
+def sound(losses: Any, method: Factorization, layer: Layer, ranks: Sequence[Rank]) -> list[float]:
+    """Return the predicted harms that a method, a third party's perhaps, gives for these ranks of a layer.
+
+    Raises:
+        ValueError: If there is not one number for each rank, or one is negative, infinite or NaN.
+    """
+    what = f"{type(method).__name__}.losses() returned"
+    try:
+        harms = [float(loss) for loss in losses]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{what} {losses!r} for layer {layer.name!r}; it must return a list of numbers") from error
+    if len(harms) != len(ranks):
+        raise ValueError(f"{what} {len(harms)} numbers for {len(ranks)} ranks of layer {layer.name!r}; each needs one")
+    largest = max((abs(harm) for harm in harms if math.isfinite(harm)), default=0.0)
+    for rank, harm in zip(ranks, harms, strict=True):
+        if not -ROUNDING * (1 + largest) <= harm < math.inf:
+            raise ValueError(f"{what} {harm:g} for rank {rank} of layer {layer.name!r}; a harm is finite and not negative")
+    return harms
 
 
 def layer_menu(

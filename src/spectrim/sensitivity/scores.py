@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from spectrim.core.cost import Metric
 from spectrim.core.factorization import Factorization, Moments, Rank, by_groups
 from spectrim.core.layer import Layer
-from spectrim.core.menu import LayerMenu, Menu
+from spectrim.core.menu import RESPONSE, LayerMenu, Menu
 from spectrim.factorize.algebra import eye_like
 from spectrim.network.build import working_weight
 from spectrim.sensitivity.measured import Data, similarity, single_harms
@@ -25,6 +25,7 @@ WEIGHTS: dict[str, Callable[[Factorization, Layer, Tensor, Sequence[Rank]], list
     "vbmf": vbmf,
 }
 MEASURED = ("measured", "similarity")
+NAMES = (RESPONSE, *WEIGHTS, "whitened", *MEASURED)  # every score that a rank selection may look at
 FEW = 10  # options of each layer that a measured score looks at, besides leaving it alone
 
 
@@ -48,10 +49,8 @@ def columns(menu: Menu, score: str, metric: Metric, model: nn.Module, data: Data
             yield _by_method(row, functools.partial(_weight_scores, score, row.layer, weight))
         return
     if score not in (*MEASURED, "whitened"):
-        known = ", ".join((*WEIGHTS, "whitened", *MEASURED))
-        raise ValueError(
-            f"the rank selection looks at the score {score!r}, which nothing computes; there are response, {known}"
-        )
+        known = ", ".join(NAMES)
+        raise ValueError(f"the rank selection looks at the score {score!r}, which nothing computes; there are {known}")
     if data is None:
         raise ValueError("this rank selection looks at calibration images; give calibration, or take Knapsack, Energy or ALDS")
     if score == "whitened":

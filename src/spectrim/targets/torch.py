@@ -1,27 +1,20 @@
-"""Measured time of whole models: interleaved, one thread, medians with their spread."""
+"""Measured time of whole models: interleaved, one thread, medians with their spread.
+
+`torch.utils.benchmark` does not serve: its `Timer` runs one statement and warms up before each sample, so models cannot take
+turns, and its `timer()` waits for the current device only, also where the example is on another.
+"""
 
 from __future__ import annotations
 
-import statistics as numbers
+import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from spectrim.core.records import Latency
 from spectrim.network.calling import Example, call, evaluation_mode, tensors_of
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Milliseconds of one forward of the example's batch: median and quartiles over the runs."""
-
-    median_ms: float
-    low_ms: float
-    high_ms: float
-    runs: int
-    threads: int
 
 
 def measure(models: Sequence[nn.Module], example: Example, *, threads: int = 1, seconds: float = 1.5) -> list[Latency]:
@@ -41,17 +34,18 @@ def measure(models: Sequence[nn.Module], example: Example, *, threads: int = 1, 
     torch.set_num_threads(threads)
     try:
         for model in models:
-            _once(model, example)
+            _time_once(model, example)
         start = time.perf_counter()
         while len(times[0]) < 5 or (time.perf_counter() - start < seconds * len(models) and len(times[0]) < 200):
             for model, taken in zip(models, times, strict=True):
-                taken.append(_once(model, example))
+                taken.append(_time_once(model, example))
     finally:
         torch.set_num_threads(before)
     return [_summary(taken, threads) for taken in times]
 
 
-def _once(model: nn.Module, example: Example) -> float:
+def _time_once(model: nn.Module, example: Example) -> float:
+    """Return the milliseconds of one forward pass, until every device that takes part has finished."""
     with evaluation_mode(model), torch.no_grad():
         start = time.perf_counter()
         answer = call(model, example)
@@ -61,6 +55,6 @@ def _once(model: nn.Module, example: Example) -> float:
         return 1000 * (time.perf_counter() - start)
 
 
-def _summary(taken: list[float], threads: int) -> Latency:
-    low, median, high = numbers.quantiles(taken, n=4)
+def _summary(taken: Sequence[float], threads: int) -> Latency:
+    low, median, high = statistics.quantiles(taken, n=4)
     return Latency(median, low, high, len(taken), threads)

@@ -9,56 +9,25 @@ Reference: Lee, Kwon, Kim, Wei: Learning low-rank approximation for CNNs (arXiv 
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 
-from spectrim.core.factorization import Moments, Rank, as_tuple
+from spectrim.core.factorization import Moments
 from spectrim.core.plan import Option, Plan
-from spectrim.factorize.algebra import from_canonical, to_canonical
 from spectrim.network.build import build, original_bias, working_weight
 from spectrim.network.calling import unwrap
 from spectrim.network.copying import duplicate
 from spectrim.network.surgery import module_of, replace_module
+from spectrim.train.batches import rank_and_world
+from spectrim.train.kernel import check_plan, factor_shapes, is_product, moments_of, overwrite, relaxed_rank
+from spectrim.train.schedule import Schedule
 
 FORMAT = "spectrim-distortion-2"
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """When to distort, and how hard.
-
-    Attributes:
-        every: S_D, optimizer steps between two distortions.
-        warmup: Steps before the count begins.
-        growth: Each interval is this many times as long as the one before (rounded); below 1 they shorten.
-        tighten: Distortions over which the ranks fall from the largest that pay to the plan's; 0 uses the plan's at once.
-        replan: Distortions between two calls of `replan`.
-    """
-
-    every: int = 200
-    warmup: int = 0
-    growth: float = 1.0
-    tighten: int = 0
-    replan: int = 5
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        for name, least in (("every", 1), ("warmup", 0), ("tighten", 0), ("replan", 1)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}")
-        if not isinstance(self.growth, (int, float)) or not 0 < self.growth < math.inf:
-            raise ValueError(f"growth is {self.growth!r}; it must be a number above 0, such as 1.0 for a constant interval")
-
-    def interval(self, done: int) -> int:
-        """Return the steps from distortion number `done` (counted from 0) to the next one."""
-        return max(1, round(self.every * self.growth**done))
 
 
 class Distortion:
@@ -73,8 +42,15 @@ class Distortion:
         plan: Which layers, methods and ranks; any decomposition.
         every: S_D in optimizer steps (100 to 5000 are customary), or a `Schedule`.
         replan: Called with the network every `Schedule.replan` distortions; returns the plan from there on.
-        moments: From `statistics`, for every planned layer: distort in the response norm instead of the weight norm. A
+        moments: From `gather_moments`, for every planned layer: distort in the response norm instead of the weight norm. A
             function from the network to them is called at every distortion, since they age as the network learns.
+
+    Attributes:
+        steps: Optimizer steps counted so far.
+        distortions: How often the kernels were distorted.
+        due: Count of steps at which they will be distorted next.
+        seconds: Wall-clock time that distortions took.
+        written: Factors that the last distortion made of each layer, by its name.
 
     Raises:
         ValueError: If the plan is empty or does not fit the network; later, if a kernel holds NaN or moments do not fit.
@@ -101,12 +77,12 @@ class Distortion:
             raise TypeError(f"moments is {type(moments).__name__}; it must be a mapping from layer names, or a function")
         self.moments = moments
         self.plan = plan
-        _check(plan, model)
+        check_plan(plan, model)
         self.steps = 0
         self.distortions = 0
         self.due = self.schedule.warmup + self.schedule.interval(0)
         self.seconds = 0.0
-        self.written: dict[str, tuple[Tensor, ...]] = {}  # factors of what the last distortion made of each layer
+        self.written: dict[str, tuple[Tensor, ...]] = {}
 
     def step(self) -> bool:
         """Count one optimizer step, and distort if it is time.
@@ -118,7 +94,7 @@ class Distortion:
         if self.steps < self.due:
             return False
         if self.replan is not None and self.distortions and self.distortions % self.schedule.replan == 0:
-            self.plan = _agreed(lambda: self._replanned(self.replan))
+            self.plan = self._replanned(self.replan)
         self.distort()
         self.distortions += 1
         self.due = self.steps + self.schedule.interval(self.distortions)
@@ -133,22 +109,21 @@ class Distortion:
         """
         start = time.perf_counter()
         network = unwrap(self.model if model is None else model)
-        moments = self._moments(network)
-        world = distributed.get_world_size() if _is_distributed() else 1
-        here = distributed.get_rank() if world > 1 else 0
+        moments = self._current_moments(network)
+        rank, world = rank_and_world()
         planned = [(option, module_of(network, option)) for option in self.options()]
-        made = {option.layer.name: self._factors(module, option, moments) for option, module in planned[here::world]}
+        found = {option.layer.name: self._factors(module, option, moments) for option, module in planned[rank::world]}
         for index, (option, module) in enumerate(planned):
             name = option.layer.name
-            if name in made:
-                _overwrite(module, option, made[name])
+            if name in found:
+                overwrite(module, option, found[name])
             if world > 1:
-                if name not in made:
+                if name not in found:
                     weight = working_weight(option.layer, module)
-                    made[name] = tuple(weight.new_empty(shape) for shape in _shapes(option))
-                for tensor in (module.weight.data, *made[name]):
+                    found[name] = tuple(weight.new_empty(shape) for shape in factor_shapes(option))
+                for tensor in (module.weight.data, *found[name]):
                     distributed.broadcast(tensor, src=index % world)  # type: ignore[arg-type]
-        self.written = made
+        self.written = found
         self.seconds += time.perf_counter() - start
 
     @torch.no_grad()
@@ -166,16 +141,16 @@ class Distortion:
         """
         start = time.perf_counter()
         network = unwrap(self.model if model is None else model)
-        moments = self._moments(network)
+        moments = self._current_moments(network)
         small = duplicate(network)
         for name, option in self.plan.items():
             module = module_of(network, option)
-            factors = self._last(option, working_weight(option.layer, module))
-            if not factors or not _is_product(module, option, factors):
+            factors = self._last_factors(option, working_weight(option.layer, module))
+            if not factors or not is_product(module, option, factors):
                 factors = self.written[name] = self._factors(module, option, moments)
             replace_module(small, name, build(option, module, factors, original_bias(module)))
-            _overwrite(module, option, factors)
-        if _is_distributed():
+            overwrite(module, option, factors)
+        if rank_and_world()[1] > 1:
             for tensor in (*network.state_dict().values(), *small.state_dict().values()):
                 distributed.broadcast(tensor, src=0)
         self.seconds += time.perf_counter() - start
@@ -183,149 +158,99 @@ class Distortion:
 
     @torch.no_grad()
     def reconstructions(self, model: nn.Module | None = None) -> dict[str, Tensor]:
-        """Return the canonical kernels (g, T, S, *kernel) that `finish()` would write now, by layer; nothing is changed.
+        """Return the kernels that `finish()` would write now; nothing is changed.
 
         Args:
             model: Another network of the same structure; by default the one in training.
+
+        Returns:
+            Canonical kernels (g, T, S, *kernel) by layer name: g groups of T output and S input channels.
         """
         network = unwrap(self.model if model is None else model)
-        moments = self._moments(network)
-        found = {}
+        moments = self._current_moments(network)
+        kernels = {}
         for name, option in self.plan.items():
             assert option.method is not None
-            found[name] = option.method.merge(self._factors(module_of(network, option), option, moments))
-        return found
+            kernels[name] = option.method.merge(self._factors(module_of(network, option), option, moments))
+        return kernels
 
     def options(self) -> Iterator[Option]:
         """Yield what the next distortion does to each layer: the plan's options, at larger ranks while they tighten."""
         share = min(1.0, (self.distortions + 1) / max(self.schedule.tighten, 1))
         for option in self.plan.values():
-            yield option if share == 1.0 else replace(option, rank=_looser(option, share))
+            yield option if share == 1.0 else replace(option, rank=relaxed_rank(option, share))
 
     def state_dict(self) -> dict[str, Any]:
         """Return counts, plan and last factors as numbers, text and tensors: `torch.load` reads them without pickle."""
         counts = {"steps": self.steps, "distortions": self.distortions, "due": self.due, "seconds": self.seconds}
-        words = {"schedule": asdict(self.schedule), "plan": self.plan.to_json()}
-        return {"format": FORMAT, **counts, **words, "written": {name: list(made) for name, made in self.written.items()}}
+        settings = {"schedule": asdict(self.schedule), "plan": self.plan.to_json()}
+        written = {name: list(factors) for name, factors in self.written.items()}
+        return {"format": FORMAT, **counts, **settings, "written": written}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken.
+
+        Args:
+            state: What it returned, of a distortion with the same schedule.
 
         Raises:
             ValueError: If this is no such state, of another schedule, or its plan does not fit the network.
         """
         if not isinstance(state, Mapping) or state.get("format") != FORMAT:
             raise ValueError(f"this is no state of a Distortion: its 'format' must be {FORMAT!r}")
-        if state["schedule"] != asdict(self.schedule):
-            raise ValueError(f"the state is of another schedule, {state['schedule']}; this Distortion has {self.schedule}")
-        missing = [name for name in ("steps", "distortions", "due", "seconds", "plan", "written") if name not in state]
+        missing = [name for name in self.state_dict() if name not in state]
         if missing:
             raise ValueError(f"the state is incomplete: it lacks {', '.join(missing)}")
+        if state["schedule"] != asdict(self.schedule):
+            raise ValueError(f"the state is of another schedule, {state['schedule']}; this Distortion has {self.schedule}")
         plan = Plan.from_json(state["plan"])
-        _check(plan, self.model)
+        check_plan(plan, self.model)
         self.plan = plan
         self.steps, self.distortions, self.due = (int(state[name]) for name in ("steps", "distortions", "due"))
         self.seconds = float(state["seconds"])
-        self.written = {name: tuple(made) for name, made in state["written"].items()}
+        self.written = {name: tuple(factors) for name, factors in state["written"].items()}
 
     def _factors(self, module: nn.Module, option: Option, moments: Mapping[str, Moments] | None) -> tuple[Tensor, ...]:
+        """Return the factors of a layer's present kernel, from those of the last distortion where there are any."""
         assert option.method is not None
         weight = working_weight(option.layer, module)
         if not weight.isfinite().all():
             raise ValueError(f"the weight of {option.layer.name!r} holds NaN or infinity; was the learning rate too large?")
-        moment = None if moments is None else _moment(moments, option, weight)
-        last = self._last(option, weight)
+        norm = None if moments is None else moments_of(option, weight, moments)
+        last = self._last_factors(option, weight)
         if last:
-            factors = option.method.followed(weight, option.rank, last, moment)
+            factors = option.method.followed(weight, option.rank, last, norm)
         else:
-            factors = option.method.factors(weight, option.rank, moment)
+            factors = option.method.factors(weight, option.rank, norm)
         return tuple(factor.contiguous() for factor in factors)
 
-    def _last(self, option: Option, weight: Tensor) -> tuple[Tensor, ...]:
+    def _last_factors(self, option: Option, weight: Tensor) -> tuple[Tensor, ...]:
         """Return the factors of the last distortion, where the weight is; nothing if there are none of these shapes."""
         factors = self.written.get(option.layer.name, ())
-        return tuple(factor.to(weight) for factor in factors) if [f.shape for f in factors] == _shapes(option) else ()
+        fitting = [factor.shape for factor in factors] == factor_shapes(option)
+        return tuple(factor.to(weight) for factor in factors) if fitting else ()
 
-    def _replanned(self, replan: Callable[[nn.Module], Plan] | None) -> Plan:
-        assert replan is not None
-        plan = replan(unwrap(self.model))
-        _check(plan, self.model)
-        return plan
+    def _replanned(self, replan: Callable[[nn.Module], Plan]) -> Plan:
+        """Return the new plan: that of the first process, in every process."""
+        rank, world = rank_and_world()
+        texts: list[Any] = [None]
+        if rank == 0:
+            plan = replan(unwrap(self.model))
+            check_plan(plan, self.model)
+            if world == 1:
+                return plan
+            texts = [plan.to_json()]
+        distributed.broadcast_object_list(texts, src=0)
+        return Plan.from_json(texts[0])
 
-    def _moments(self, network: nn.Module) -> Mapping[str, Moments] | None:
-        if self.moments is None:
-            return None
-        moments = self.moments
-        if callable(moments):
-            with torch.enable_grad():
-                moments = moments(network)
+    def _current_moments(self, network: nn.Module) -> Mapping[str, Moments] | None:
+        """Return the moments, measured anew where they are a function; None where kernels are distorted in the weight norm."""
+        if not callable(self.moments):
+            return self.moments
+        with torch.enable_grad():
+            moments = self.moments(network)
         if not isinstance(moments, Mapping):
             raise TypeError(
-                f"moments gave {type(moments).__name__}; it must be a mapping from layer names, as from `statistics`"
+                f"moments gave {type(moments).__name__}; it must be a mapping from layer names, as from `gather_moments`"
             )
         return moments
-
-
-def _check(plan: Plan, model: nn.Module) -> None:
-    if not isinstance(plan, Plan):
-        raise TypeError(f"the plan is {type(plan).__name__}; it must be a Plan, such as compress(...).plan")
-    if not plan:
-        raise ValueError("the plan replaces no layer, so there is nothing to distort; lower the budget or name layers")
-    for name, option in plan.items():
-        weight = module_of(unwrap(model), option)._parameters.get("weight")
-        if weight is None:
-            raise TypeError(f"the weight of {name!r} is computed, not stored; remove its parametrization before training")
-        if type(weight.data) is not Tensor:
-            raise TypeError(f"the weight of {name!r} is a {type(weight.data).__name__}; only whole, unsharded weights work")
-
-
-def _moment(moments: Mapping[str, Moments], option: Option, weight: Tensor) -> Moments:
-    name, (groups, outputs) = option.layer.name, weight.shape[:2]
-    moment = moments.get(name)
-    if not isinstance(moment, Moments) or moment.response.shape != (groups, outputs, outputs):
-        raise ValueError(
-            f"the moments have nothing that fits the planned layer {name!r}; give what `statistics` says of this network"
-        )
-    moved: list[Any] = [value.to(weight.device) if isinstance(value, Tensor) else value for value in vars(moment).values()]
-    return Moments(*moved)
-
-
-def _shapes(option: Option) -> list[torch.Size]:
-    """Return the shapes of the factors."""
-    return [to_canonical(part, torch.empty(part.weight, device="meta")).shape for part in option.parts if part.weighted]
-
-
-def _overwrite(module: nn.Module, option: Option, factors: Sequence[Tensor]) -> None:
-    """Write the factors' product over the kernel, in place."""
-    assert option.method is not None
-    module.weight.copy_(from_canonical(option.layer, option.method.merge(factors)))  # type: ignore[operator]
-
-
-def _is_product(module: nn.Module, option: Option, factors: Sequence[Tensor]) -> bool:
-    """Return whether the kernel still is what `_overwrite` made of these factors."""
-    assert option.method is not None
-    merged = from_canonical(option.layer, option.method.merge(factors))
-    return torch.equal(module.weight, merged.to(module.weight))  # type: ignore[arg-type]
-
-
-def _looser(option: Option, share: float) -> Rank:
-    """Return a rank between the largest that pays (share 0) and the option's own (share 1), in each of its numbers."""
-    assert option.method is not None
-    paying = option.method.ranks(option.layer.convolution) or [option.rank]
-    start = as_tuple(max(paying, key=lambda rank: option.method.cost(option.layer.convolution, rank).params))  # type: ignore[union-attr]
-    end = as_tuple(option.rank)
-    between = tuple(max(b, round(a + share * (b - a))) for a, b in zip(start, end, strict=True))
-    return between if isinstance(option.rank, tuple) else between[0]
-
-
-def _is_distributed() -> bool:
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
-
-
-def _agreed(make: Callable[[], Plan]) -> Plan:
-    """Return the first process's plan in every process."""
-    if not _is_distributed():
-        return make()
-    text: list[Any] = [make().to_json() if distributed.get_rank() == 0 else None]
-    distributed.broadcast_object_list(text, src=0)
-    return Plan.from_json(text[0])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from spectrim.core.deprecation import renamed
 from spectrim.core.plan import Plan
 from spectrim.core.records import Curve
 from spectrim.factorize.algebra import from_canonical
@@ -19,6 +20,7 @@ from spectrim.network.surgery import module_of
 from spectrim.train.distort import Distortion
 
 
+@renamed(twist="distortion")
 @torch.no_grad()
 def loss_along(
     model: nn.Module,
@@ -27,52 +29,52 @@ def loss_along(
     batches: Iterable[tuple[Tensor, Tensor]],
     label: str = "",
     points: int = 9,
-    twist: Distortion | None = None,
+    distortion: Distortion | None = None,
 ) -> Curve:
     """Measure the loss on the straight way from the network to its low-rank reconstruction; the network is not changed.
+
+    At t the planned kernels are W + t (W_r - W): W the network's own, W_r of the plan's ranks.
 
     Args:
         model: A classifier.
         plan: Which layers, methods and ranks.
-        batches: Pairs (inputs, labels); read once for each point, so a list or a loader, no generator.
+        batches: Pairs of inputs (N, ...) and labels (N,); read once for each point, so a list or a loader, no generator.
         label: Name of the curve.
-        points: How many values of t, at least 2.
-        twist: The distortion that trained the network for this plan: the way then leads to what its `finish()` will return
-            (for CP from the last factors). By default kernels are decomposed from the beginning, in the weight norm.
+        points: How many values of t, at least 2, evenly from 0 to 1.
+        distortion: That trained the network for this plan: the way then leads to what its `finish()` will return (for CP
+            from the last factors). By default kernels are decomposed from the beginning, in the weight norm.
+
+    Returns:
+        The curve, with losses in nats.
 
     Raises:
-        ValueError: If the plan is empty, does not fit the network or is not the twist's, or there are no images.
+        ValueError: If the plan is empty, does not fit the network or is not the distortion's, or there are no images.
 
     Reference:
         Lee, Kwon, Kim, Wei: Learning low-rank approximation for CNNs (arXiv 1905.10145), section 2, "flat minima".
     """
     if not isinstance(points, int) or points < 2:
         raise ValueError(f"points is {points}; it must be a whole number of at least 2: both ends of the way")
-    if twist is not None and twist.plan != plan:
-        raise ValueError("the twist has another plan than the one given; give twist.plan")
-    walker = duplicate(model)
-    reconstructed = (twist or Distortion(walker, plan)).reconstructions(walker)
-    ends = {}
-    missed = total = 0.0
-    for name, option in plan.items():
-        module, merged = module_of(walker, option), reconstructed[name]
-        weight = working_weight(option.layer, module)
-        start = module.weight.detach().clone()  # type: ignore[operator]
-        ends[name] = start, from_canonical(option.layer, merged).to(start)
-        missed += float((weight - merged).square().sum())
-        total += float(weight.square().sum())
-    ways = tuple(index / (points - 1) for index in range(points))
-    rows = []
-    for t in ways:
-        for name, (start, end) in ends.items():
-            walker.get_submodule(name).weight.copy_(torch.lerp(start, end, t))  # type: ignore[operator]
-        rows.append(_measured(walker, batches))
-    losses, hits = [row[0] for row in rows], [row[1] for row in rows]
+    if distortion is not None and distortion.plan != plan:
+        raise ValueError("the distortion has another plan than the one given; give distortion.plan")
+    moved = duplicate(model)
+    kernels = (distortion or Distortion(moved, plan)).reconstructions(moved)
+    starts = {name: module_of(moved, option).weight.detach().clone() for name, option in plan.items()}  # type: ignore[operator]
+    ends = {name: from_canonical(option.layer, kernels[name]).to(starts[name]) for name, option in plan.items()}
+    distance = _relative_distance(moved, plan, kernels)
+    positions = tuple(index / (points - 1) for index in range(points))
+    losses, hits = [], []
+    for t in positions:
+        for name, start in starts.items():
+            moved.get_submodule(name).weight.copy_(torch.lerp(start, ends[name], t))  # type: ignore[operator]
+        loss, hit = _loss_and_hit(moved, batches)
+        losses.append(loss)
+        hits.append(hit)
     count = len(losses[0])
     return Curve(
         label,
-        (missed / total) ** 0.5 if total else 0.0,
-        ways,
+        distance,
+        positions,
         tuple(float(loss.mean()) for loss in losses),
         tuple(float(loss.std()) / max(count - 1, 1) ** 0.5 for loss in losses),
         tuple(float(hit.mean()) for hit in hits),
@@ -80,8 +82,18 @@ def loss_along(
     )
 
 
-def _measured(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Return cross-entropy and hit of every example."""
+def _relative_distance(model: nn.Module, plan: Plan, kernels: Mapping[str, Tensor]) -> float:
+    """Return the norm of what all reconstructions miss, relative to the norm of all planned kernels."""
+    missed = total = 0.0
+    for name, option in plan.items():
+        weight = working_weight(option.layer, module_of(model, option))
+        missed += float((weight - kernels[name]).square().sum())
+        total += float(weight.square().sum())
+    return (missed / total) ** 0.5 if total else 0.0
+
+
+def _loss_and_hit(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Return the cross-entropy (N,) of every example in nats, and whether its label had the largest logit, 1 or 0 (N,)."""
     device = next(model.parameters()).device
     losses, hits = [], []
     with evaluation_mode(model):

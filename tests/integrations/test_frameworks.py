@@ -9,26 +9,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.nets import Residual, settle
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 import spectrim as st
+from training import CONVOLUTIONS, network
 
-NAMES = ("conv1", "conv2", "conv3")
+TESTS = Path(__file__).parents[1]
 QUIET = pytest.mark.filterwarnings("ignore")  # what these libraries deprecate is not ours
 
 
-def network():
-    torch.manual_seed(0)
-    x = torch.randn(48, 3, 8, 8)
-    model = settle(Residual(), x)
-    return model, x, torch.arange(48) % 5, st.plan_from(model, x[:1], {name: (st.ChannelSVD(), 3) for name in NAMES})
+def case():
+    model, x, y = network(48)
+    return x, y, st.plan_from(model, x[:1], {name: (st.ChannelSVD(), 3) for name in CONVOLUTIONS})
 
 
 def ranks(model):
-    return [int(torch.linalg.matrix_rank(getattr(model, name).weight.detach().flatten(1), rtol=1e-4)) for name in NAMES]
+    kernels = [getattr(model, name).weight.detach().flatten(1) for name in CONVOLUTIONS]
+    return [int(torch.linalg.matrix_rank(kernel, rtol=1e-4)) for kernel in kernels]
 
 
 @QUIET
@@ -38,7 +37,7 @@ def test_lightning(tmp_path):
     class Module(lightning.LightningModule):
         def __init__(self):
             super().__init__()
-            self.model = network()[0]
+            self.model = network(48)[0]
 
         def training_step(self, batch, index):
             return functional.cross_entropy(self.model(batch[0]), batch[1])
@@ -46,15 +45,15 @@ def test_lightning(tmp_path):
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), 0.05)
 
-    _, x, y, plan = network()
+    x, y, plan = case()
     loader = DataLoader(TensorDataset(x, y), batch_size=8)
 
-    def trained(epochs, module, twist, checkpoint=None):
+    def trained(epochs, module, callback, checkpoint=None):
         trainer = lightning.Trainer(
             max_epochs=epochs,
             accelerator="cpu",
             accumulate_grad_batches=2,
-            callbacks=[twist],
+            callbacks=[callback],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -69,19 +68,20 @@ def test_lightning(tmp_path):
 
     with pytest.raises(RuntimeError, match="before"):
         callback().finish()
-    whole, twist = Module(), callback()
-    trained(4, whole, twist)
-    assert twist.twist.steps == 12 and twist.twist.distortions == 4 and ranks(whole.model) == [3, 3, 3]
-    half, first = Module(), callback()
-    trained(2, half, first).save_checkpoint(tmp_path / "half.ckpt")
+    whole, first = Module(), callback()
+    trained(4, whole, first)
+    assert first.distortion.steps == 12 and first.distortion.distortions == 4 and ranks(whole.model) == [3, 3, 3]
+    trained(2, half := Module(), callback()).save_checkpoint(tmp_path / "half.ckpt")
     again, second = Module(), callback()
     trained(4, again, second, tmp_path / "half.ckpt")
-    assert second.twist.steps == 12 and second.twist.distortions == 4
-    small = twist.finish().eval()
+    assert second.distortion.steps == 12 and second.distortion.distortions == 4
+    small = first.finish().eval()
     assert st.cost(small, x[:1]) == plan.cost
     torch.testing.assert_close(small(x), whole.model.eval()(x), rtol=1e-4, atol=1e-4)
-    for one, other in zip(whole.state_dict().values(), again.state_dict().values(), strict=True):
-        torch.testing.assert_close(one, other)
+    states = [module.state_dict() for module in (whole, again, half)]
+    for name, value in states[0].items():
+        torch.testing.assert_close(value, states[1][name])
+    assert not torch.equal(states[0]["model.conv1.weight"], states[2]["model.conv1.weight"])
 
 
 @QUIET
@@ -92,16 +92,16 @@ def test_hugging_face_trainer(tmp_path):
     class Wrapped(nn.Module):
         def __init__(self):
             super().__init__()
-            self.backbone = network()[0]
+            self.backbone = network(48)[0]
 
         def forward(self, x, labels):
             logits = self.backbone(x)
             return {"loss": functional.cross_entropy(logits, labels), "logits": logits}
 
-    _, x, y, plan = network()
+    x, y, plan = case()
     rows = [{"x": image, "labels": label} for image, label in zip(x, y, strict=True)]
 
-    def trained(steps, twist, folder, resume=None):
+    def trained(steps, callback, folder, resume=None):
         model = Wrapped()
         arguments = transformers.TrainingArguments(
             output_dir=str(folder),
@@ -114,7 +114,7 @@ def test_hugging_face_trainer(tmp_path):
             disable_tqdm=True,
             lr_scheduler_type="constant",
         )
-        trainer = transformers.Trainer(model, arguments, train_dataset=rows, callbacks=[twist])
+        trainer = transformers.Trainer(model, arguments, train_dataset=rows, callbacks=[callback])
         trainer.train(resume_from_checkpoint=resume)
         return model
 
@@ -125,10 +125,10 @@ def test_hugging_face_trainer(tmp_path):
         callback().finish()
     first = callback()
     trained(4, first, tmp_path / "run")
-    assert first.twist.steps == 4 and first.twist.distortions == 1
+    assert first.distortion.steps == 4 and first.distortion.distortions == 1
     second = callback()
     model = trained(9, second, tmp_path / "run", str(tmp_path / "run" / "checkpoint-4"))
-    assert second.twist.steps == 9 and second.twist.distortions == 3 and ranks(model.backbone) == [3, 3, 3]
+    assert second.distortion.steps == 9 and second.distortion.distortions == 3 and ranks(model.backbone) == [3, 3, 3]
     small = second.finish().eval()
     torch.testing.assert_close(small(x), model.backbone.eval()(x), rtol=1e-4, atol=1e-4)
     (tmp_path / "run" / "checkpoint-4" / "distortion.pt").unlink()
@@ -141,58 +141,16 @@ def test_an_unknown_framework():
         _ = st.integrations.keras
 
 
-WORKER = """
-import copy, sys
-import torch
-from torch import distributed
-import spectrim as st
-from tests.test_frameworks import NAMES, network, ranks
-
-distributed.init_process_group("gloo")
-rank = distributed.get_rank()
-model, x, y, plan = network()
-plan = st.plan_from(model, x[:1], {"conv1": (st.CP(), 4), "conv2": (st.ChannelSVD(), 3), "conv3": (st.CP("kernel"), 3)})
-other = st.plan_from(model, x[:1], {"conv2": (st.SpatialSVD(), 2)})
-moments = []
-
-class Watching(st.Distortion):
-    def distort(self, model=None):
-        super().distort(model)
-        factors = [factor for name in self.plan for factor in self.written[name]]
-        weights = torch.cat([p.detach().double().flatten() for p in (*self.model.parameters(), *factors)])
-        both = [torch.empty_like(weights) for _ in range(2)]
-        distributed.all_gather(both, weights)
-        assert torch.equal(*both), "the weights or factors differ after a distortion"
-        moments.append(self.steps)
-
-schedule = st.Schedule(4, replan=2)
-# a different plan in each process: the first one's must win
-twist = Watching(model, plan, every=schedule, replan=lambda network: other if rank == 0 else plan)
-history = st.fit(model, (x, y), recipe=st.Recipe(epochs=4, batch=16, rate=0.05), twist=twist)
-assert history.steps == 12 and moments == [4, 8, 12], (history, moments)
-assert list(twist.plan) == ["conv2"]
-small = twist.finish()
-weights = torch.cat([p.detach().flatten() for p in (*model.parameters(), *small.parameters())])
-both = [torch.empty_like(weights) for _ in range(2)]
-distributed.all_gather(both, weights)
-assert torch.equal(*both)
-torch.testing.assert_close(small.eval()(x), model.eval()(x), rtol=1e-4, atol=1e-4)
-distributed.destroy_process_group()
-"""
-
-
-def torchrun(*arguments, **options):
+def torchrun(*arguments):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
-    root = Path(__file__).parents[1]
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    environment = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 
 
-def test_two_processes_hold_identical_weights(tmp_path):
-    (tmp_path / "worker.py").write_text(WORKER)
-    torchrun(str(tmp_path / "worker.py"))
+def test_two_processes_hold_identical_weights():
+    torchrun(str(Path(__file__).parent / "worker.py"))
 
 
 def test_train_command_in_two_processes(tmp_path):

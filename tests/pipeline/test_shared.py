@@ -1,10 +1,10 @@
 """The real checkpoint on real images, where the shared folder is there; skipped, and said so, where not."""
 
 import torch
-
-import spectrim as st
 from spectrim.data import Batches, Form, open_images
 from spectrim.zoo import load_weights, make_model
+
+import spectrim as st
 
 
 def test_resnet20_at_half_of_its_macs(shared):

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from spectrim.latency import measure
+from test_factorize import METHODS
 
 import spectrim as st
 from accelerator import CPU, DEVICE, accelerator
 from nets import Residual, settle
 from spectrim.factorize import describe
-from spectrim.latency import measure
 from spectrim.search import SEARCHES
-from test_factorize import METHODS
 
 PLANAR = [method for method in METHODS if method != st.SpatialSVD(axis=2)]  # the networks here have two axes
 CHOOSING = [kind(images=48) if name == "Interaction" else kind() for name, kind in SEARCHES.items()]

@@ -1,0 +1,1 @@
+"""Pages that results are told in, for the protocols that measure much."""

@@ -1,0 +1,217 @@
+"""MaxDrop: the bracket that decides which budget is next, and the search over budgets with networks that are evaluated."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+import spectrim as st
+from spectrim.pipeline.bracket import RESOLUTION, Bracket
+from spectrim.pipeline.maxdrop import least
+
+METHODS = (st.ChannelSVD(),)
+
+
+@pytest.mark.parametrize("power", [0.6, 1.0, 2.0])
+@pytest.mark.parametrize("scale", [4.0, 40.0, 400.0])
+def test_a_bracket_closes_in_few_tries(power, scale):
+    """The drop is a power of the predicted harm, the harm a power of the budget, plus what 5,000 images can resolve."""
+    bracket = Bracket(0.01, 1.5, nats=True)
+
+    def harm(keep):
+        return 0.001 * keep**-2.5 - 0.001
+
+    def drop(keep):
+        return round(scale * harm(keep) ** power, 2)
+
+    held = []
+    while (keep := bracket.next(harm)) is not None:
+        if bracket.add(keep, keep, harm(keep), drop(keep)):
+            held.append(keep)
+    assert bracket.tries <= 7
+    best = min(k / 1000 for k in range(10, 1001) if drop(k / 1000) <= 1.5)
+    assert held[-1] <= 1.05 * best
+
+
+@pytest.mark.parametrize("cliff", [0.02, 0.37, 0.9])
+def test_a_bracket_does_not_trust_predictions(cliff):
+    """A drop that has nothing to do with the predicted harm."""
+    bracket, held = Bracket(0.01, 1.5, nats=True), []
+    while (keep := bracket.next(lambda keep: 1 / keep)) is not None:
+        if bracket.add(keep, keep, 1 / keep, 0.0 if keep > cliff else 60.0):
+            held.append(keep)
+    assert cliff < held[-1] < 1.03 * cliff and bracket.tries < 25
+
+
+def test_a_bracket_that_no_budget_holds_closes_at_the_top():
+    bracket = Bracket(0.5, 1.5, nats=False)
+    while (keep := bracket.next(lambda keep: 1 / keep)) is not None:
+        assert not bracket.add(keep, keep, 1 / keep, 40.0)
+    assert bracket.low > 0.97
+
+
+@pytest.fixture(scope="module")
+def prepared(case):
+    model, x, _ = case
+    return st.prepare(model, x[:1], calibration=[x], config=st.Config(methods=METHODS, multiple_of=2))
+
+
+def accuracy(case):
+    _, x, labels = case
+    return st.Accuracy([(x, labels)])
+
+
+@pytest.mark.parametrize("points", [3.0, 30.0])
+@pytest.mark.parametrize("metric", ["params", "macs"])
+def test_what_is_returned_holds_the_bound_and_was_evaluated(case, prepared, points, metric):
+    _, x, _ = case
+    evaluate = accuracy(case)
+    result = st.maxdrop(prepared, st.MaxDrop(points, metric), evaluate)
+    score, tries = result.report.selection, result.report.tries
+    assert score.drop <= points and score.standard_error is not None and score.examples == 96
+    assert evaluate(result.model) == pytest.approx(score.after) and result.report.budget == f"MaxDrop({points:g}, {metric!r})"
+    kept = result.report.kept[metric == "macs"]
+    held, broken = ([t.kept for t in tries if (t.drop <= points) == holds] for holds in (True, False))
+    assert kept == pytest.approx(min(held)) and st.cost(result.model, x[:1]) == result.report.after
+    assert not broken or max(broken) < RESOLUTION * 1.01 * kept or max(broken) > kept
+    assert (kept, score.drop) in [(pytest.approx(t.kept), pytest.approx(t.drop)) for t in tries]
+    assert len({t.kept for t in tries}) == len(tries) > 2  # no plan is evaluated twice
+    for first, second in itertools.combinations(tries, 2):
+        assert (first.harm - second.harm) * (first.kept - second.kept) <= 0  # predicted harm falls with what is kept
+
+
+def test_a_plain_function_has_no_standard_error(case, prepared):
+    evaluate = accuracy(case)
+    result = st.maxdrop(prepared, st.MaxDrop(30, "macs"), lambda network: float(evaluate(network)))
+    assert result.report.selection.standard_error is None and result.report.selection.drop <= 30
+
+
+def test_it_is_what_compress_does(case, prepared):
+    model, x, _ = case
+    evaluate, budget = accuracy(case), st.MaxDrop(30, "params")
+    by_hand = st.maxdrop(prepared, budget, evaluate)
+    whole = st.compress(model, x[:1], budget=budget, calibration=[x], evaluate=evaluate, config=prepared.config)
+    assert (
+        whole.plan == by_hand.plan
+        and torch.equal(whole.model(x), by_hand.model(x))
+        and whole.report.tries == by_hand.report.tries
+    )
+    assert whole.report.passes == by_hand.report.passes
+
+
+class Bounded:
+    """Says of each network what its kept fraction of parameters deserves."""
+
+    def __init__(self, drop):
+        self.drop, self.seen, self.most = drop, [], 0
+
+    def __call__(self, network):
+        params = sum(parameter.numel() for parameter in network.parameters())
+        self.most = self.most or params
+        self.seen.append(network)
+        return 0.9 - self.drop(params / self.most) / 100
+
+
+@pytest.mark.parametrize("search", [st.Knapsack(), st.Interaction(images=32)], ids=repr)
+@pytest.mark.parametrize("most", [1, 2, 4])
+def test_no_more_budgets_than_asked_are_tried(case, most, search):
+    model, x, _ = case
+    config = st.Config(methods=METHODS, search=search, images=64, batch=16)
+    prepared = st.prepare(model, x[:1], calibration=[x], config=config)
+    harmful = Bounded(lambda kept: 50.0 * (kept < 1))
+    with pytest.raises(st.BudgetError, match="cannot be met"):
+        st.maxdrop(prepared, st.MaxDrop(1.0, "params"), harmful, most=most)
+    assert len(harmful.seen) == most + 1
+    cliff, start = Bounded(lambda kept: 50.0 * (kept < 0.4)), st.Try(0.9, 0.5, 1e-3)
+    result = st.maxdrop(prepared, st.MaxDrop(1.0, "params"), cliff, start=start, most=most + 6)
+    assert 0.4 <= result.report.kept[0] < 0.9 and len(cliff.seen) - 1 == len(result.report.tries) <= most + 6
+
+
+@pytest.mark.parametrize("high", [0.95, 0.7])
+def test_a_budget_that_holds_the_bound_already_is_undercut(prepared, high):
+    evaluate = Bounded(lambda kept: 20 * (1 - kept))
+    start = st.Try(high, 20 * (1 - high), 0.01)
+    result = st.maxdrop(prepared, st.MaxDrop(8.0, "params"), evaluate, start=start)
+    assert all(tried.kept <= high for tried in result.report.tries) and result.report.kept[0] <= high
+    assert result.report.selection.drop <= 8.0
+    free = st.maxdrop(prepared, st.MaxDrop(8.0, "params"), evaluate)
+    assert result.report.kept[0] <= 1.05 * free.report.kept[0]
+
+
+def test_a_start_that_cannot_be_undercut(prepared):
+    """Nothing below the start holds the bound: the caller keeps what it has."""
+    evaluate = Bounded(lambda kept: 0.0 if kept > 0.99 else 50.0)
+    with pytest.raises(st.BudgetError, match="cannot be met"):
+        st.maxdrop(prepared, st.MaxDrop(1.0, "params"), evaluate, start=st.Try(0.8, 0.0, 0.001))
+    assert all(sum(p.numel() for p in network.parameters()) <= 0.8 * evaluate.most + 1 for network in evaluate.seen[1:])
+
+
+def head_of(network):
+    """Return the last layer of a network, factorized or not."""
+    return network.head[-1] if isinstance(network.head, nn.Sequential) else network.head
+
+
+def test_every_network_is_recovered_before_it_is_evaluated(case, prepared):
+    _, x, _ = case
+    given, recovered = [], []
+
+    def recover(network):
+        given.append(network)
+        with torch.no_grad():
+            head_of(network).bias += 1  # it may change what it is given
+        recovered.append(copy.deepcopy(network))
+        return recovered[-1]
+
+    evaluate = Bounded(lambda kept: 20 * (1 - kept))
+    result = st.maxdrop(prepared, st.MaxDrop(6.0, "params"), evaluate, recover)
+    assert evaluate.seen[1:] == recovered and len(given) == len(result.report.tries) > 2
+    assert result.model in recovered and result.model not in given
+    assert result.report.seconds["recover"] > 0
+    shifted = st.realize(prepared, result.plan).model(x) + 1
+    torch.testing.assert_close(result.model(x), shifted)  # what it did is in what is returned, and once
+
+
+def test_recovery_that_helps_finds_more_compression(prepared):
+    def drop_of(healing):
+        return Bounded(lambda kept: healing * 20 * (1 - kept))
+
+    budget = st.MaxDrop(6.0, "params")
+    plain = st.maxdrop(prepared, budget, drop_of(1.0))
+    healed = st.maxdrop(prepared, budget, drop_of(0.4), lambda network: network)
+    assert healed.report.kept[0] < plain.report.kept[0]
+
+
+@pytest.mark.parametrize("bad", [91.7, -2.0])
+def test_a_score_that_is_no_fraction_is_refused_before_anything_is_built(case, prepared, bad):
+    with pytest.raises(ValueError, match="MaxDrop needs a fraction between 0 and 1, such as 0.917"):
+        st.maxdrop(prepared, st.MaxDrop(1), lambda network: bad)
+
+
+def test_a_bound_that_nothing_holds_gets_a_sentence(prepared):
+    calls = []
+
+    def worse(network):
+        calls.append(network)
+        return 0.9 if len(calls) == 1 else 0.5
+
+    with pytest.raises(st.BudgetError, match=r"cannot be met: keeping 9\d\.\d % of the macs already loses 40"):
+        st.maxdrop(prepared, st.MaxDrop(1.5, "macs"), worse)
+
+
+def test_a_network_without_anything_to_cut_gets_the_reasons():
+    model = nn.Sequential(nn.Conv2d(3, 1, 1), nn.Flatten())
+    prepared = st.prepare(model, torch.zeros(1, 3, 2, 2))
+    with pytest.raises(st.BudgetError, match="nothing can be compressed: no method pays on any layer"):
+        least(prepared, "macs")
+
+
+def test_measured_choices_have_the_last_word(case):
+    """What predictions alone just missed is tried once more with a plan that was measured."""
+    model, x, _ = case
+    config = st.Config(methods=METHODS, search=st.Interaction(images=32), images=64, batch=16)
+    prepared = st.prepare(model, x[:1], calibration=[x], config=config)
+    result = st.maxdrop(prepared, st.MaxDrop(30, "params"), accuracy(case))
+    assert result.report.selection.drop <= 30 and result.report.passes["backward"] > 1
+    assert any(t.kept == pytest.approx(result.report.kept[0]) for t in result.report.tries)
