@@ -7,6 +7,7 @@ was interrupted goes on from its checkpoint (`--state DIR`); `--redo TEXT` runs 
 `--only TEXT` runs no others. `--steps N` optimizer steps a run (batch 128; 390 are an epoch), `--every N` is S_D: the paper
 trains for many epochs at S_D = 200; a short run needs a smaller one. `--seeds N` repeats the headline rows. All rows start
 from the same checkpoint and see the same batches (CIFAR-10, JPEG copy); every network is read once on the 10,000 test images.
+One cell trains with torchao's pruning, and needs that package.
 """
 
 from __future__ import annotations

@@ -129,6 +129,11 @@ class Bench:
         """Optimizer steps of a baseline."""
         return max(1, round(self.arguments.epochs * self.arguments.scale * (len(self.train[0]) // BATCH)))
 
+    @property
+    def fewer_steps(self) -> int:
+        """Optimizer steps of a fine-tuning."""
+        return max(1, round(FINE_TUNING * self.steps))
+
     def file(self, name: str) -> Path:
         """Return the path of a name in the state folder, without an ending."""
         return Path(self.arguments.state) / "".join(c if c.isalnum() else "-" for c in f"{self.arguments.data.name} {name}")
@@ -200,7 +205,7 @@ class Bench:
     def fine_tuned(self, name: str, metric: Any, cells: dict[str, Any]) -> dict[str, Any]:
         """Cut deeper, fine-tune once, at three budgets; return the smallest network that holds the bound."""
         subject, trainings, tried = self.subject(name), list[Training](), list[float]()
-        cell, steps = f"{name} | {metric}", round(FINE_TUNING * self.steps)
+        cell, steps = f"{name} | {metric}", self.fewer_steps
         prepared, scorer = subject.prepared, subject.scorer
         scorer.drops.clear()
 
@@ -232,7 +237,7 @@ class Bench:
 
     def control(self, name: str) -> dict[str, Any]:
         """Fine-tune the baseline itself in the same way."""
-        subject, steps = self.subject(name), round(FINE_TUNING * self.steps)
+        subject, steps = self.subject(name), self.fewer_steps
         small, training_name = copy.deepcopy(subject.model), f"{name} | control"
         seconds = self.fit(small, training_name, steps, teacher=subject.model).seconds
         self.finished(training_name)

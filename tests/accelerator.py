@@ -11,6 +11,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from spectrim import cache
+from spectrim.pipeline import cache
 
 DEVICE = torch.device("cuda", 0)
 CPU = torch.device("cpu")
@@ -47,8 +48,8 @@ def accelerator() -> Iterator[None]:
             stack.enter_context(mock.patch.object(Tensor, name, value))
         for name in FACTORIES:
             stack.enter_context(mock.patch.object(torch, name, functools.partial(memory.make, getattr(torch, name))))
-        for place, name in ((torch, "load"), (cache, "load_file")):
-            stack.enter_context(mock.patch.object(place, name, functools.partial(memory.load, getattr(place, name))))
+        stack.enter_context(mock.patch.object(torch, "load", functools.partial(memory.load, torch.load)))
+        stack.enter_context(mock.patch.object(cache, "safe_open", functools.partial(memory.open, cache.safe_open)))
         stack.enter_context(Watch(memory))
         yield
 
@@ -63,13 +64,13 @@ class Memory:
     def __init__(self) -> None:
         self.storages: dict[int, Any] = {}
         self.carrying = threading.local()
-        self.plain = {name: getattr(Tensor, name) for name in ("to", "numpy", "__deepcopy__")}
+        self.plain = {name: getattr(Tensor, name) for name in ("to", "numpy", "__deepcopy__", "device")}
 
     def holds(self, tensor: Tensor) -> bool:
         return tensor.untyped_storage()._cdata in self.storages
 
     def device(self, tensor: Tensor) -> torch.device:
-        return DEVICE if self.holds(tensor) else torch._C.TensorBase.device.__get__(tensor)
+        return DEVICE if self.holds(tensor) else self.plain["device"].__get__(tensor)
 
     def take(self, result: Any) -> Any:
         """Put what an operation returned on the device."""
@@ -123,11 +124,18 @@ class Memory:
             raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
         return self.to(result, device)
 
-    def load(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def load(self, function: Callable[..., Any], *args: Any, map_location: Any = CPU, **kwargs: Any) -> Any:
         """Read a file onto a device."""
-        device = next((kwargs.pop(name) for name in ("device", "map_location") if name in kwargs), CPU)
         result = function(*args, **kwargs)
-        return self.take(result) if torch.device(device).type == DEVICE.type else result
+        return self.take(result) if torch.device(map_location).type == DEVICE.type else result
+
+    @contextmanager
+    def open(self, function: Callable[..., Any], *args: Any, device: Any = CPU, **kwargs: Any) -> Iterator[Any]:
+        """Open a file whose tensors are read onto a device."""
+        with function(*args, device="cpu", **kwargs) as file:
+            there = torch.device(device).type == DEVICE.type
+            read = (lambda name: self.take(file.get_tensor(name))) if there else file.get_tensor
+            yield SimpleNamespace(metadata=file.metadata, keys=file.keys, get_tensor=read)
 
 
 class Watch(TorchDispatchMode):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common.plots import Panel, draw
+from common.plots import draw
 from common.tables import head, measured, plus_minus, table
 
 RATIOS = (6.7, 2.8, 1.6, 4.3, 2.1)  # the paper's, parameters before over after
@@ -135,14 +135,15 @@ def plot(results: dict[str, Any], target: Path) -> None:
     cells: dict[str, dict[str, Any]] = results["cells"]
     found = {way: {ratio: cells.get(f"Tucker {ratio}x | {way} | seed 0") for ratio in sorted(RATIOS)} for way in WAYS}
     scores = {way: [(ratio, cell["top-1"]) for ratio, cell in row.items() if cell] for way, row in found.items()}
-    levels = {"control": cells["control 0"]["top-1"]} if "control 0" in cells else {}
+    if "control 0" in cells:
+        scores["control"] = [(ratio, cells["control 0"]["top-1"]) for ratio in sorted(RATIOS)]
     curves = cells.get("flatness", {}).get("curves", ())
     losses = {curve["label"]: list(zip(curve["t"], curve["loss"], strict=True)) for curve in curves}
     study = measured(cells.get("tile study", {}))
     densities = {tiles: list(zip(row["edges"][1:], row["density"], strict=True)) for tiles, row in study.items()}
-    panels = [
-        Panel("ResNet-32, Tucker", "parameters before / after", "top-1, %", scores, levels),
-        Panel(f"Tucker {HEADLINE}x", "t: from the weights to their reconstruction", "loss, nats", losses, {}),
-        Panel("Gaussian matrix, 4x", "reconstructed weight", "density", densities, {}),
-    ]
-    draw(panels, 3, target)
+    diagrams = {
+        "ResNet-32, Tucker: top-1 in % over parameters before / after": scores,
+        f"Tucker {HEADLINE}x: loss in nats from the weights to their reconstruction": losses,
+        "Gaussian matrix, 4x: density of reconstructed weights": densities,
+    }
+    draw(diagrams, target)

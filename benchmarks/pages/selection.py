@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.plots import Panel, draw
+from common.plots import draw
 from common.tables import head, plus_minus, rows_of, table
 
 CHECKPOINTS = {"ResNet-20": "resnet20-cifar10jpeg", "ResNet-32": "resnet32-cifar10jpeg"}
@@ -53,10 +54,9 @@ def markdown(results: dict[str, Any], *, methods: Sequence[str], rungs: Sequence
 
 def plot(results: dict[str, Any], target: Path, *, methods: Sequence[str]) -> None:
     """Draw drop over kept fraction for every checkpoint and metric."""
-    cells, panels = results["cells"], []
-    for network in CHECKPOINTS:
-        for metric in METRICS:
-            found = {m: [(b, cells.get(f"{network} | {metric} | {b} | {m}")) for b in BUDGETS] for m in methods}
-            curves = {m: [(100 * b, max(cell["drop"], 0.05)) for b, cell in each if cell] for m, each in found.items()}
-            panels.append(Panel(f"{network}, {metric}", "kept, %", "drop, points", curves, {}, "log"))
-    draw(panels, 2, target)
+    cells, diagrams = results["cells"], {}
+    for network, metric in itertools.product(CHECKPOINTS, METRICS):
+        found = {m: [(b, cells.get(f"{network} | {metric} | {b} | {m}")) for b in BUDGETS] for m in methods}
+        curves = {m: [(100 * b, max(cell["drop"], 0.05)) for b, cell in each if cell] for m, each in found.items()}
+        diagrams[f"{network}: drop in points over % of the {metric} kept"] = curves
+    draw(diagrams, target, scale="log")

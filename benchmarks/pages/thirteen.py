@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common.networks import NETWORKS
-from common.plots import Panel, draw
+from common.plots import draw
 from common.provenance import HERE
 from common.tables import head, plus_minus, table
 
@@ -81,16 +81,15 @@ def summary(cells: dict[str, Any], data: str) -> list[str]:
 
 def plot(results: dict[str, Any], target: Path) -> None:
     """Draw the reductions, without and with fine-tuning, beside the published means."""
-    cells, panels = results["cells"], []
-    rows = list(dict.fromkeys(tuple(cell.split(" | ")[:2]) for cell in cells))
-    for metric in METRICS:
-        curves = {}
+    cells, diagrams = results["cells"], {}
+    rows = {f"{name}, {data}": f"{data} | {name}" for data, name, *_ in (cell.split(" | ") for cell in cells)}
+    for metric, published in PUBLISHED.items():
+        curves: dict[str, list[tuple[str, float]]] = {"published mean of thirteen": [(row, published) for row in rows]}
         for label, ending in (("no retraining", ""), ("one-shot fine-tuning", ", fine-tuned")):
-            found = {f"{name}, {data}": cells.get(f"{data} | {name} | {metric}{ending}", {}) for data, name in rows}
-            curves[label] = [(name, 100 * (1 - cell[f"{metric} kept"])) for name, cell in found.items() if "drop" in cell]
-        levels = {"published mean of thirteen": PUBLISHED[metric]}
-        panels.append(Panel("at most 1.5 points", "", f"fewer {metric}, %", curves, levels))
-    draw(panels, 2, target)
+            found = [(row, cells.get(f"{cell} | {metric}{ending}", {})) for row, cell in rows.items()]
+            curves[label] = [(row, 100 * (1 - cell[f"{metric} kept"])) for row, cell in found if "drop" in cell]
+        diagrams[f"fewer {metric} at 1.5 points, %"] = curves
+    draw(diagrams, target)
 
 
 def update_pages(cells: dict[str, Any]) -> None:
