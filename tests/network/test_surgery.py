@@ -1,6 +1,7 @@
 """Swapping modules by a plan: what is kept, what is refused, and that the network given stays as it is."""
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from torch import nn
 import spectrim as st
 from nets import Odd, Residual, settle
 from spectrim.core.factorization import describe
-from spectrim.network.surgery import duplicate, replace_module, skeleton
+from spectrim.network.copying import duplicate
+from spectrim.network.surgery import replace_module, skeleton
 from tables import PLANAR
 
 
@@ -89,8 +91,13 @@ def test_a_module_with_two_names_is_replaced_under_both():
 
 def test_what_cannot_be_copied_gets_a_sentence():
     model = nn.Sequential(nn.Conv2d(3, 4, 1))
-    model.cached = model(torch.zeros(1, 3, 2, 2))
-    with pytest.raises(TypeError, match="the model cannot be copied: .*part of a graph"):
+    model[0].lock = threading.Lock()
+    with pytest.raises(
+        TypeError, match="the model cannot be copied, because of its attribute '0.lock': TypeError: cannot pickle"
+    ):
         duplicate(model)
-    model.cached = None
+    del model[0].lock
+    model.cached = [model(torch.zeros(1, 3, 2, 2))]  # with its graph
+    copied = duplicate(model).cached[0]
+    assert torch.equal(copied, model.cached[0]) and copied is not model.cached[0] and not copied.requires_grad
     assert torch.equal(duplicate(nn.DataParallel(model))[0].weight, copy.deepcopy(model)[0].weight)

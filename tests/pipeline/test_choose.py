@@ -101,13 +101,13 @@ def test_a_menu_without_layers_cannot_be_cut():
 # --- what is measured
 
 
-def measuring(case, wanted=48, **options):
-    return prepared_for(case, st.Interaction(images=wanted, rounds=2), **options)
+def measuring(case, wanted=48, images=32, **options):
+    return prepared_for(case, st.Interaction(images=wanted, rounds=2), images=images, **options)
 
 
 @pytest.mark.parametrize(
     ("images", "wanted", "there"),
-    [(48, 48, True), (48, 4 * 48, True), (48, 4 * 48 + 1, False), (96, 48, False), (48, 0, False)],
+    [(32, 48, True), (32, 4 * 48, True), (32, 4 * 48 + 1, False), (96, 48, False), (32, 0, False)],
 )
 def test_there_is_a_probe_where_there_is_enough_to_measure_on(case, images, wanted, there):
     """At least a quarter of the images wanted must be there beyond the calibration's, of 96 in all."""
@@ -117,7 +117,7 @@ def test_there_is_a_probe_where_there_is_enough_to_measure_on(case, images, want
     if probe is not None:
         assert len(probe.moving) + len(probe.judging) == len(prepared.further) == 3 and len(probe.judging) == 1
     told = st.account(prepared, plan := st.choose(prepared, st.Keep(0.7)), st.realize(prepared, plan)).notes
-    assert bool(told) == (not there and wanted > 0) and all("had too little to measure on" in note for note in told)
+    assert any("had too little to measure on" in note for note in told) == (not there and wanted > 0)
     assert network_probe(prepared_for(case, st.Knapsack()), prepared.ledger()) is None
 
 

@@ -210,7 +210,7 @@ def test_a_network_without_anything_to_cut_gets_the_reasons():
 def test_measured_choices_have_the_last_word(case):
     """What predictions alone just missed is tried once more with a plan that was measured."""
     model, x, _ = case
-    config = st.Config(methods=METHODS, search=st.Interaction(images=32), images=64, batch=16)
+    config = st.Config(methods=METHODS, search=st.Interaction(images=32), images=48, batch=16)
     prepared = st.prepare(model, x[:1], calibration=[x], config=config)
     result = st.maxdrop(prepared, st.MaxDrop(30, "params"), accuracy(case))
     assert result.report.selection.drop <= 30 and result.report.passes["backward"] > 1

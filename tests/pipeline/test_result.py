@@ -119,7 +119,7 @@ def test_an_interrupted_save_leaves_nothing(result, tmp_path, monkeypatch, there
     def interrupted(model, path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("spectrim.pipeline.result.save_model", interrupted)
+    monkeypatch.setattr("spectrim.pipeline.result.save_weights", interrupted)
     with pytest.raises(KeyboardInterrupt):
         result.save(folder)
     assert list(tmp_path.rglob("*")) == ([folder] if there else [])

@@ -17,7 +17,7 @@ CONFIGS = {
     "no refit": st.Config(methods=METHODS, refit=False),
     "energy": st.Config(methods=METHODS, search=st.Energy()),
     "greedy": st.Config(methods=(st.ChannelSVD(),), search=st.Greedy()),
-    "measured": st.Config(methods=(st.ChannelSVD(),), search=st.Interaction(images=32), images=64, batch=16),
+    "measured": st.Config(methods=(st.ChannelSVD(),), search=st.Interaction(images=32), images=48, batch=16),
 }
 
 

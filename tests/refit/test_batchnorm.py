@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from nets import Residual, settle
-from spectrim.refit.batchnorm import joined, reestimate_batchnorm
+from spectrim.refit.batchnorm import at_least_two, reestimate_batchnorm
 
 
 def test_statistics_are_the_averages_over_the_batches():
@@ -61,6 +61,6 @@ def test_of_one_image_nothing_can_be_estimated():
 def test_single_images_join_their_neighbours(sizes, found):
     x = torch.randn(sum(sizes), 3)
     for batches in (list(x.split(list(sizes))), [{"x": part} for part in x.split(list(sizes))]):
-        parts = [part if isinstance(part, torch.Tensor) else part["x"] for part in joined(batches)]
+        parts = [part if isinstance(part, torch.Tensor) else part["x"] for part in at_least_two(batches)]
         assert [len(part) for part in parts] == found
         assert torch.equal(torch.cat([*parts, x[:0]]), x if found else x[:0])

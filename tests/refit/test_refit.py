@@ -9,7 +9,8 @@ from torch import nn
 import spectrim as st
 from nets import Odd, Residual, settle
 from spectrim.network.build import replacement
-from spectrim.network.surgery import duplicate, replace_module
+from spectrim.network.copying import duplicate
+from spectrim.network.surgery import replace_module
 from spectrim.refit import regression
 from spectrim.refit.regression import refit
 from spectrim.refit.trace import Trace, trace
@@ -145,17 +146,17 @@ def test_wide_layers_are_regressed_on_their_response(monkeypatch):
 
 
 @pytest.mark.parametrize("room", [1, 10, 100])
-def test_memory_bound_uses_fewer_images(monkeypatch, room):
+def test_memory_bound_uses_fewer_images(room):
     x = torch.randn(24, 3, 8, 8)
     model = settle(Residual(), x)
     batches, moments = gathered(model, x)
     seen, used = [], min(room, 24)
     model.stem.register_forward_hook(lambda m, a, y: seen.append(len(a[0])))
-    monkeypatch.setattr(regression, "MEMORY", 2 * regression.LIVE * 8 * 64 * 4 * room)
+    memory = 2 * regression.LIVE * 8 * 64 * 4 * room
     plan = everything(model, x, st.ChannelSVD(), 0.5)
     rest = st.Plan({name: option for name, option in plan.items() if name != "stem"}, plan.original)
     seen.clear()
-    found = list(refit(model, rest, batches, moments))
+    found = list(refit(model, rest, batches, moments, memory=memory))
     assert seen[0] == 2 and sum(seen[1:]) == 2 * used  # a trace of two, then both streams of all
     assert {layer.images for layer in found} == {used}
 

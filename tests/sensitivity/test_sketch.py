@@ -9,7 +9,8 @@ from torch.nn import functional
 import spectrim as st
 from nets import Residual, settle
 from spectrim.core.search import QuadraticModel
-from spectrim.network.surgery import duplicate, replace_module
+from spectrim.network.copying import duplicate
+from spectrim.network.surgery import replace_module
 from spectrim.pipeline.probe import network_probe
 from spectrim.search.interaction import neighbours
 from spectrim.sensitivity.divergence import output_harm

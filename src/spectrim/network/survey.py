@@ -1,9 +1,9 @@
 """Which layers of a network can be factorized, and which cannot and why: found by running it, not by reading its code.
 
-Two runs on the same numbers, with the batch there twice. The first notes what every layer is called with. In the second every
-layer stands in a container, as its factors will. A layer that is then not called, or whose network no longer runs or answers
-otherwise, is reached by another way than its name, or asked for its class, length or attributes; one whose input is not twice
-the same, one half behind the other, does not have the batch in dimension 0.
+A first run, of two examples at least, notes what every layer is called with. In a second every layer stands in a container, as
+its factors will, and the batch is there twice; it is compared with the network itself. A layer that is then not called, or whose
+network no longer runs or answers otherwise, is reached by another way than its name, or asked for its class, length or
+attributes; one whose input is not twice the same, one half behind the other, does not have the batch in dimension 0.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from spectrim.network.calling import (
 from spectrim.network.copying import duplicate
 from spectrim.network.disguise import Unmasked, unmask
 
+TWICE = "the example goes through the model, but the same batch twice does not"
 BATCH = "its input {shape} does not have the batch of {batch} in dimension 0"
 STREAMS = "its input joins {streams} streams of the batch along dimension 0 (such as both images of a pair, or frames)"
 NOISE = "its input differs from run to run, since the forward draws random numbers in eval mode, so fits cannot be compared"
@@ -67,32 +68,28 @@ def survey(model: nn.Module, example: Example) -> Survey:
         ValueError: If the example, or the same batch twice, does not go through the model.
     """
     model = unwrap(model)
-    batch = batch_size(example)
-    twice = doubled(_varied(example))
+    base = _varied(example if batch_size(example) > 1 else doubled(example))
+    batch = batch_size(base)
     seen: dict[str, list[Shape]] = {}
     images: dict[str, list[Shape]] = {}
     unmasked: dict[str, Unmasked] = {}
     refused: dict[str, str] = {}
     candidates = {name: module for name, module in model.named_modules() if _has_matrix(module)}
-    owners: dict[int, list[str]] = {}
-    for name, module in candidates.items():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                owners.setdefault(id(parameter), []).append(name)
+    owners = _owners(candidates)
     _run(model, example, "the example does not go through the model")
     handles = []
     for name, module in candidates.items():
         reason = _refusal(module) or _sharing(name, module, owners) or ("" if name else "it is the whole network")
         if reason:
             refused[name] = reason
-        else:
-            hook = _recorder(name, 2 * batch, seen, refused)
-            handles.append(module.register_forward_hook(hook, prepend=True, with_kwargs=True))
-            if isinstance(module, CONVOLUTIONS) and _overridden(module):
-                handles.append(module.register_forward_hook(_unmasker(name, unmasked, refused), prepend=True))
+            continue
+        hook = _recorder(name, batch, seen, refused)
+        handles.append(module.register_forward_hook(hook, prepend=True, with_kwargs=True))
+        if isinstance(module, CONVOLUTIONS) and _overridden(module):
+            handles.append(module.register_forward_hook(_unmasker(name, unmasked, refused), prepend=True))
     handles += _watched(model, {name for name, module in candidates.items() if isinstance(module, nn.Linear)}, images)
     try:
-        plain = _run(model, twice, "the example goes through the model, but the same batch twice does not")
+        _run(model, base, TWICE)
     finally:
         for handle in handles:
             handle.remove()
@@ -100,11 +97,20 @@ def survey(model: nn.Module, example: Example) -> Survey:
         if name not in seen and name not in refused:
             refused[name] = "the forward of the example never calls it (its weight may be read directly, or not at all)"
     standing = {name: candidates[name] for name in seen if name not in refused}
-    refused |= _misplaced(model, standing, twice, plain, {name: len(inputs) for name, inputs in seen.items()})
-    layers = tuple(
-        _describe(name, candidates[name], seen[name], images, unmasked.get(name)) for name in seen if name not in refused
-    )
+    refused |= _misplaced(model, standing, base, {name: len(inputs) for name, inputs in seen.items()})
+    names = [name for name in seen if name not in refused]
+    layers = tuple(_describe(name, candidates[name], seen[name], images, unmasked.get(name)) for name in names)
     return Survey(layers, {name: refused[name] for name in candidates if name in refused})
+
+
+def _owners(candidates: Mapping[str, nn.Module]) -> dict[int, list[str]]:
+    """Return the names of the modules that have a parameter, by the parameter's identity."""
+    owners: dict[int, list[str]] = {}
+    for name, module in candidates.items():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                owners.setdefault(id(parameter), []).append(name)
+    return owners
 
 
 def find_layers(model: nn.Module, example: Example) -> tuple[Layer, ...]:
@@ -193,20 +199,17 @@ class _StandIn(nn.Sequential):
         return super().forward(x)  # type: ignore[no-untyped-call,no-any-return]
 
 
-def _misplaced(
-    model: nn.Module, layers: Mapping[str, nn.Module], twice: Example, plain: Any, calls: Mapping[str, int]
-) -> dict[str, str]:
+def _misplaced(model: nn.Module, layers: Mapping[str, nn.Module], base: Example, calls: Mapping[str, int]) -> dict[str, str]:
     """Return the layers that cannot be replaced where they stand, or whose inputs are no batches, with the reason.
 
     Args:
         model: The network.
         layers: The layers in question.
-        twice: The batch twice.
-        plain: What the network itself answers.
-        calls: How often each layer is called.
+        base: A batch.
+        calls: How often each layer is called for one example of it.
     """
-    batch = batch_size(twice)
-    random = not _same(plain, _run(model, twice, "the network does not run twice", seed=1))
+    twice = doubled(base)
+    batch, plain = batch_size(twice), _run(model, twice, TWICE)
     refused: dict[str, str] = {}
     found = _stood_in(model, layers, twice, batch)
     if found is None or not _same(plain, found[0]):  # some layer is to blame: each alone
@@ -217,14 +220,17 @@ def _misplaced(
         found = _stood_in(model, {name: layers[name] for name in layers if name not in refused}, twice, batch)
         if found is None or not _same(plain, found[0]):
             return {name: ASKED for name in layers} | refused
+    random: bool | None = None
     for name, standin in found[1].items():
         if not standin.shape:
             refused[name] = "the forward calls it by another way than its name (such as a plain list), so it cannot be replaced"
-        elif not standin.twice and random:
-            refused[name] = NOISE
-        elif not standin.twice and standin.shape[0] > batch:
-            refused[name] = STREAMS.format(streams=standin.shape[0] // batch)
-        elif not standin.twice or standin.calls != calls[name]:
+        elif not standin.twice:
+            random = not _same(plain, _run(model, twice, TWICE, seed=1)) if random is None else random
+            streams = standin.shape[0] // batch
+            refused[name] = NOISE if random else STREAMS.format(streams=streams) if streams > 1 else ""
+        elif standin.calls != calls[name]:
+            refused[name] = ""
+        if refused.get(name) == "":
             refused[name] = BATCH.format(shape=standin.shape, batch=batch)
     return refused
 

@@ -220,7 +220,7 @@ def _rows(found: Survey, plan: Plan, decisions: Mapping[str, str]) -> tuple[Row,
 def _notes(prepared: Prepared) -> tuple[str, ...]:
     """Return what the user should know about the rank selection."""
     search, found = prepared.config.search, count(prepared.further)
-    if not search.images or prepared.moments is None or 4 * found >= search.images:
+    if not search.images or prepared.moments is None or (4 * found >= search.images and len(prepared.further) > 1):
         return ()
     return (
         f"{search.title} had too little to measure on and chose by predictions alone: it wants {search.images:,} images beyond "

@@ -31,16 +31,19 @@ class Images:
     further: list[Example]
 
 
-def collect(calibration: Iterable[Any] | None, example: Example, images: int, batch: int, *, further: int = 0) -> Images:
+def collect(
+    calibration: Iterable[Any] | None, example: Example, images: int, batch: int, *, further: int = 0, unit: int = 1
+) -> Images:
     """Read images, and divide them by purpose.
 
     Args:
         calibration: Iterable of inputs or (inputs, targets), or one tensor; None gives no batches.
         example: Says what inputs look like. Its tensors with the batch in dimension 0 come from the items, all else (flags,
-            constant tables, None) from the example itself. Batches are multiples of its size, as far as items are.
+            constant tables, None) from the example itself.
         images: How many are for fits at most; they stay in memory.
         batch: Size of the batches returned.
         further: How many are read beyond those of fits and judgement; only whole batches of these are returned.
+        unit: Batches are multiples of so many, for networks whose examples belong together.
 
     Raises:
         ValueError: If there is nothing, a shape differs from the example's, or a value is not finite.
@@ -53,7 +56,7 @@ def collect(calibration: Iterable[Any] | None, example: Example, images: int, ba
     if not isinstance(calibration, Iterable):
         raise TypeError(f"the calibration data is {type(calibration).__name__}; it must be an iterable of batches")
     share, least, most = JUDGED
-    unit, wanted = batch_size(example), images + min(most, max(least, int(share * images))) + further
+    wanted = images + min(most, max(least, int(share * images))) + further
     columns: list[list[Tensor]] = [[] for _ in _columns(example)]
     read = 0
     for item in calibration:

@@ -103,6 +103,19 @@ def check_outputs(model: nn.Module, images: Images, config: Config) -> None:
         check(config.harm, outputs)
 
 
+def examples_together(model: nn.Module, example: Example) -> int:
+    """Return how many examples the network takes together: 1, or the example's number where it does not run on two."""
+    size = batch_size(example)
+    if size <= 2:
+        return 1
+    try:
+        with torch.no_grad(), evaluation_mode(model):
+            call(model, head(example, 2))
+    except Exception:
+        return size
+    return 1
+
+
 def check_norms(model: nn.Module) -> None:
     """Check that no normalisation mixes the examples of a batch, of which the refit runs two streams.
 

@@ -27,7 +27,7 @@ from spectrim.network.surgery import checked
 from spectrim.network.survey import Survey, survey
 from spectrim.pipeline.cache import Cache, Entry, Ledger, pack, unpack
 from spectrim.pipeline.calibration import Images, collect
-from spectrim.pipeline.checks import check_norms, check_outputs, check_weights, notes_of
+from spectrim.pipeline.checks import check_norms, check_outputs, check_weights, examples_together, notes_of
 from spectrim.pipeline.config import Config
 from spectrim.pipeline.identity import UnknownIdentityError, fingerprint, identity
 from spectrim.sensitivity.divergence import Harm, is_logits, output_harm
@@ -55,6 +55,7 @@ class Prepared:
         harm: What a change of the outputs costs.
         harm_unit: The unit of the menu's harms.
         notes: What a reader of a report must know.
+        unit: Batches are multiples of so many examples: 1, but for networks whose examples belong together, as frames of clips.
         key: What all of this was computed from, for the cache; None where that cannot be told, and nothing is cached.
         spent: What it took.
     """
@@ -72,6 +73,7 @@ class Prepared:
     harm: Harm
     harm_unit: str
     notes: tuple[str, ...]
+    unit: int
     key: str | None
     spent: Spent
 
@@ -82,7 +84,7 @@ class Prepared:
     @property
     def refit_settings(self) -> dict[str, int]:
         """Settings of the refit."""
-        return {"seed": self.config.seed, "memory": self.config.memory, "unit": batch_size(self.example)}
+        return {"seed": self.config.seed, "memory": self.config.memory, "unit": self.unit}
 
 
 @undisturbed()
@@ -119,7 +121,8 @@ def prepare(
         check_norms(model)
     size = sum(x[:1].numel() * x.element_size() for x in batched(example))
     further = min(config.search.images, MEMORY // max(size, 1)) if plan is None else 0
-    images = collect(calibration, example, config.images, config.batch, further=further)
+    together = examples_together(model, example)
+    images = collect(calibration, example, config.images, config.batch, further=further, unit=together)
     found = _allowed(survey(model, example), config)
     given = None if plan is None else checked(plan, found)
     harm = config.harm or output_harm
@@ -149,7 +152,9 @@ def prepare(
     notes = notes_of(model, example, images, original, found)
     key = None if key is None else f"{key} {_menu_identity(menu)}"  # later steps depend on all of it
     inputs = (images.fitting, images.unseen, images.further)
-    return Prepared(model, example, config, found, original.cost, *inputs, moments, menu, harm, unit, notes, key, ledger.spent)
+    return Prepared(
+        model, example, config, found, original.cost, *inputs, moments, menu, harm, unit, notes, together, key, ledger.spent
+    )
 
 
 def _ledger(config: Config, key: str | None, example: Example) -> Ledger:
