@@ -35,7 +35,8 @@ import spectrim as st
 from spectrim.core.cost import Metric
 from spectrim.core.layer import Layer
 from spectrim.search.knapsack import minimum
-from spectrim.sensitivity.moments import Covariance, gather_moments, grouped
+from spectrim.sensitivity.covariance import Covariance
+from spectrim.sensitivity.moments import gather_moments, grouped
 
 METHODS = (st.ChannelSVD(), st.InputSVD(), st.SpatialSVD(), st.Tucker2(), st.CP(), st.TensorTrain(), st.TiledSVD())
 FIXED: tuple[tuple[float, Metric], ...] = ((0.5, "macs"), (0.35, "macs"), (0.25, "macs"), (0.5, "params"), (0.35, "params"))

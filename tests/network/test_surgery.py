@@ -100,4 +100,5 @@ def test_what_cannot_be_copied_gets_a_sentence():
     model.cached = [model(torch.zeros(1, 3, 2, 2))]  # with its graph
     copied = duplicate(model).cached[0]
     assert torch.equal(copied, model.cached[0]) and copied is not model.cached[0] and not copied.requires_grad
+    model.cached = None
     assert torch.equal(duplicate(nn.DataParallel(model))[0].weight, copy.deepcopy(model)[0].weight)

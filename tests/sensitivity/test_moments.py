@@ -12,7 +12,8 @@ from spectrim.core.factorization import describe
 from spectrim.factorize.algebra import harm
 from spectrim.network.build import working_weight
 from spectrim.sensitivity import moments as module_under_test
-from spectrim.sensitivity.moments import Covariance, Sampler, gather_moments, gram, grouped, lowered
+from spectrim.sensitivity.covariance import Covariance, gram
+from spectrim.sensitivity.moments import Sampler, gather_moments, grouped, lowered
 from tables import PLANAR
 
 
@@ -128,7 +129,7 @@ def test_positions_are_sampled_in_bounded_number(monkeypatch):
 
 @pytest.mark.parametrize("size", [1, 5, 6, 7, 64])
 def test_gram_matrices_by_blocks(monkeypatch, size):
-    monkeypatch.setattr(module_under_test, "BLOCKED", 1)
+    monkeypatch.setattr("spectrim.sensitivity.covariance.BLOCKED", 1)
     x = torch.randn(3, 11, size, dtype=torch.float64)
     torch.testing.assert_close(gram(x), torch.einsum("gmi,gmj->gij", x, x))
 

@@ -1,8 +1,8 @@
 """Which layers of a network can be factorized, and which cannot and why: found by running it, not by reading its code.
 
 A first run, of two examples at least, notes what every layer is called with. In a second every layer stands in a container, as
-its factors will, and the batch is there twice; it is compared with the network itself. A layer that is then not called, or whose
-network no longer runs or answers otherwise, is reached by another way than its name, or asked for its class, length or
+its factors will, and the batch is there twice; it is compared with the network itself. A layer that is then not called, or
+whose network no longer runs or answers otherwise, is reached by another way than its name, or asked for its class, length or
 attributes; one whose input is not twice the same, one half behind the other, does not have the batch in dimension 0.
 """
 
@@ -76,12 +76,14 @@ def survey(model: nn.Module, example: Example) -> Survey:
     refused: dict[str, str] = {}
     candidates = {name: module for name, module in model.named_modules() if _has_matrix(module)}
     owners = _owners(candidates)
-    _run(model, example, "the example does not go through the model")
-    handles = []
     for name, module in candidates.items():
         reason = _refusal(module) or _sharing(name, module, owners) or ("" if name else "it is the whole network")
         if reason:
             refused[name] = reason
+    _run(model, example, "the example does not go through the model")
+    handles = []
+    for name, module in candidates.items():
+        if name in refused:
             continue
         hook = _recorder(name, batch, seen, refused)
         handles.append(module.register_forward_hook(hook, prepend=True, with_kwargs=True))

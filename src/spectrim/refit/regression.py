@@ -24,7 +24,8 @@ from spectrim.network.copying import duplicate
 from spectrim.network.surgery import module_of
 from spectrim.refit.stream import Arrival, TwinStream
 from spectrim.refit.trace import trace
-from spectrim.sensitivity.moments import Covariance, Sampler, lowered
+from spectrim.sensitivity.covariance import Covariance
+from spectrim.sensitivity.moments import Sampler, lowered
 
 RIDGE = 0.01  # towards the original kernel, relative to the mean diagonal of C
 MEMORY = 4 << 30  # bytes of live activations that the twin stream may hold
