@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spectrim.core.cost import Cost
 from spectrim.core.factorization import Factorization, Moments
@@ -251,5 +251,5 @@ def check_weights(model: nn.Module) -> None:
         ValueError: If one is NaN or infinite.
     """
     for name, value in model.state_dict().items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
+        if isinstance(value, Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
             raise ValueError(f"the model's {name!r} holds NaN or infinite values; give a network that was trained to the end")

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from spectrim.core.plan import Plan
 from spectrim.core.progress import Spent
@@ -78,10 +78,11 @@ def realize(prepared: Prepared, plan: Plan) -> Realized:
                         replace_module(small, layer_name, new)
                         decisions[layer_name] = "approximated by its weight" if moments is None else "fitted to its own inputs"
             small = _batchnorm(prepared, small, ledger)
-            piece.entry = Entry(dict(small.state_dict()), {"decisions": decisions})
+            tensors = {name: value for name, value in small.state_dict().items() if isinstance(value, Tensor)}
+            piece.entry = Entry(tensors, {"decisions": decisions})
         else:
             small = skeleton(plan, prepared.model)
-            small.load_state_dict(dict(piece.entry.tensors))
+            small.load_state_dict({**small.state_dict(), **piece.entry.tensors})  # extra state is the original's
     return Realized(small, dict(piece.entry.numbers["decisions"]), ledger.spent)
 
 
