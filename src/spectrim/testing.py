@@ -24,7 +24,7 @@ from spectrim.core.plan import Option, Plan
 from spectrim.core.search import Search
 from spectrim.factorize import ChannelSVD
 from spectrim.factorize.algebra import harm
-from spectrim.network.build import check_factors, working_weight
+from spectrim.network.build import check_factors, check_merged, working_weight
 from spectrim.network.counting import cost
 from spectrim.network.surgery import apply, skeleton
 from spectrim.network.survey import survey
@@ -182,11 +182,11 @@ def _check_ranks(method: Factorization, layer: Layer, weight: Tensor, moments: M
         losses = sound(method.losses(weight, chosen, moments), method, layer, chosen)
     ceiling = harm(weight, torch.zeros_like(weight), moments)
     for rank, loss in zip(chosen, losses, strict=True):
-        factors = method.factors(weight, rank, moments)
+        option, factors = Option(layer, method, rank), method.factors(weight, rank, moments)
         with _promised():
-            check_factors(Option(layer, method, rank), factors)
-        merged = method.merge(factors)
-        assert merged.shape == weight.shape, f"merge() returns {tuple(merged.shape)} for a kernel {tuple(weight.shape)}"
+            check_factors(option, factors)
+            merged = method.merge(factors)
+            check_merged(option, merged, weight)
         found = harm(weight, merged, moments)
         assert abs(found - loss) <= 0.05 * found + 5e-3 * ceiling, (
             f"rank {rank}: predicted harm {loss:.3e}, found {found:.3e}; losses() must return what harm(weight, "

@@ -261,6 +261,24 @@ def test_the_size_of_the_inputs_is_in_the_key(tmp_path):
         assert result.plan.original == st.cost(model, x) and result.report.after == st.cost(result.model, x)
 
 
+class Versioned(nn.Sequential):
+    """A network whose state holds something that is no tensor."""
+
+    def get_extra_state(self):
+        return {"version": 3}
+
+    def set_extra_state(self, state):
+        assert state == {"version": 3}
+
+
+def test_state_that_is_no_tensor_is_the_originals(tmp_path):
+    model, x = Versioned(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)).eval(), torch.randn(8, 3, 8, 8)
+    prepared = st.prepare(model, x[:1], calibration=[x], config=st.Config(methods=(st.ChannelSVD(),), cache=tmp_path))
+    plan = st.choose(prepared, st.Keep(0.6))
+    first, again = (st.realize(prepared, plan).model for _ in range(2))
+    assert type(again) is Versioned and torch.equal(first(x), again(x)) and not torch.equal(again(x), model(x))
+
+
 def test_a_cache_holds_no_pickle(case, tmp_path):
     model, x, _ = case
     st.compress(

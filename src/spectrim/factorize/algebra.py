@@ -100,8 +100,10 @@ def harm(weight: Tensor, merged: Tensor, moments: Moments | None) -> float:
         moments: Norm; None for the weight's own.
 
     Raises:
-        ValueError: If the moments hold no covariance, which was too large to keep.
+        ValueError: If the shapes differ, or the moments hold no covariance, which was too large to keep.
     """
+    if merged.shape != weight.shape:
+        raise ValueError(f"the kernel has shape {tuple(weight.shape)}, what merge() made in its place {tuple(merged.shape)}")
     change = (weight - merged).flatten(2)  # (g, T, n)
     if moments is None:
         return float(change.square().sum() / weight.square().sum().clamp_min(torch.finfo(weight.dtype).tiny))

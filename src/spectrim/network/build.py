@@ -85,10 +85,7 @@ def replacement(option: Option, module: nn.Module, target: Target, factors: Sequ
         return build(option, module, factors, original_bias(module) if moments is None else None)
     check_factors(option, factors)
     merged = option.method.merge(factors)
-    if merged.shape != target.kernel.shape:
-        raise ValueError(
-            f"{_what(option, 'merge')} a kernel of shape {tuple(merged.shape)}; the layer's is {tuple(target.kernel.shape)}"
-        )
+    check_merged(option, merged, target.kernel)
     old, new = target.kernel.flatten(2), merged.flatten(2)
     if moments.mean is not None:
         kept = new @ moments.mean[..., None]
@@ -172,6 +169,16 @@ def check_factors(option: Option, factors: Sequence[Tensor]) -> None:
     if given != wanted:
         returned, canonical = (", ".join(map(str, shapes)) for shapes in (given, wanted))
         raise ValueError(f"{_what(option, 'factors')} weights of shapes {returned}; parts() has, canonical, {canonical}")
+
+
+def check_merged(option: Option, merged: Tensor, kernel: Tensor) -> None:
+    """Check that what a method, a third party's perhaps, multiplies its factors out to has the shape of the kernel.
+
+    Raises:
+        ValueError: If it has not.
+    """
+    if merged.shape != kernel.shape:
+        raise ValueError(f"{_what(option, 'merge')} a kernel of shape {tuple(merged.shape)}; it is {tuple(kernel.shape)}")
 
 
 def _what(option: Option, function: str) -> str:
