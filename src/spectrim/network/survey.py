@@ -135,6 +135,8 @@ def _run(model: nn.Module, example: Example, what: str, seed: int = 0) -> Any:
 
 
 def _devices(example: Example) -> list[torch.device]:
+    if not torch.cuda.is_available():
+        return []
     return list({x.device for x in tensors_of(example) if x.device.type == "cuda"})
 
 
