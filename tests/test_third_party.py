@@ -427,7 +427,7 @@ def test_a_probe_is_printed_in_a_line():
     config = st.Config(methods=(st.ChannelSVD(),), search=searching(select, images=64), images=64, batch=32)
     prepared = st.prepare(demo_model(), images[:1], calibration=list(images.split(32)), config=config)
     st.choose(prepared, st.Keep(0.6))
-    assert seen == ["NetworkProbe(moving=64, judging=32)"]
+    assert seen == ["NetworkProbe(moving=32, judging=32)"]
 
 
 # --- the command line

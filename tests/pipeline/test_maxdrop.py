@@ -10,6 +10,7 @@ from torch import nn
 import spectrim as st
 from spectrim.pipeline.bracket import RESOLUTION, Bracket
 from spectrim.pipeline.maxdrop import least
+from spectrim.pipeline.probe import NetworkProbe
 
 METHODS = (st.ChannelSVD(),)
 
@@ -207,11 +208,20 @@ def test_a_network_without_anything_to_cut_gets_the_reasons():
         least(prepared, "macs")
 
 
-def test_measured_choices_have_the_last_word(case):
-    """What predictions alone just missed is tried once more with a plan that was measured."""
+@pytest.mark.parametrize("holds", [True, False])
+def test_a_measured_choice_has_the_last_word(case, monkeypatch, holds):
+    """What predictions just missed is tried once more with a plan that was measured, and taken if it holds the bound."""
     model, x, _ = case
+    measured = []
+    monkeypatch.setattr(NetworkProbe, "gain", lambda self, chosen, other: measured.append(other) or (1.0, 0.0))
     config = st.Config(methods=METHODS, search=st.Interaction(images=32), images=48, batch=16)
     prepared = st.prepare(model, x[:1], calibration=[x], config=config)
-    result = st.maxdrop(prepared, st.MaxDrop(30, "params"), accuracy(case))
-    assert result.report.selection.drop <= 30 and result.report.passes["backward"] > 1
-    assert any(t.kept == pytest.approx(result.report.kept[0]) for t in result.report.tries)
+    evaluate = Bounded(lambda kept: (0.0 if holds else 50.0) if measured else 50.0 * (kept < 0.6))
+    result = st.maxdrop(prepared, st.MaxDrop(1.0, "params"), evaluate)
+    plan = prepared.menu.plan(measured[-1])
+    best = min(tried.kept for tried in result.report.tries[:-1] if tried.drop <= 1.0)
+    assert (list(result.plan.items()) == list(plan.items())) == holds
+    assert result.report.tries[-1].kept == pytest.approx(plan.cost.params / plan.original.params)
+    assert result.report.tries[-1].kept < best
+    assert result.report.kept[0] == pytest.approx(result.report.tries[-1].kept if holds else best)
+    assert result.report.passes["backward"] > 1

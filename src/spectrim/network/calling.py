@@ -148,6 +148,12 @@ def head(example: Example, number: int) -> Example:
     return map_tensors(lambda x: x[:number].clone() if x.ndim and x.shape[0] == size else x.clone(), example)
 
 
+def tail(example: Example, number: int) -> Example:
+    """Return copies of the last examples."""
+    size = batch_size(example)
+    return map_tensors(lambda x: x[size - number :].clone() if x.ndim and x.shape[0] == size else x.clone(), example)
+
+
 def count(batches: Sequence[Example]) -> int:
     """Return the number of examples in all batches."""
     return sum(batch_size(batch) for batch in batches)

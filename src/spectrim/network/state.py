@@ -60,7 +60,18 @@ def load_weights(model: nn.Module, file: Path) -> None:
     for name in extra_state(model):
         state[name] = own[name]
     complete(state, own)
+    make_writable(model)
     model.load_state_dict(state)
+
+
+def make_writable(model: nn.Module) -> None:
+    """Give expanded buffers, whose elements share memory, memory of their own, so that values can be copied into them."""
+    for module in model.modules():
+        for key, buffer in module._buffers.items():
+            if buffer is not None and any(
+                not step and size > 1 for step, size in zip(buffer.stride(), buffer.shape, strict=True)
+            ):
+                module._buffers[key] = buffer.clone(memory_format=torch.contiguous_format)
 
 
 def complete(state: dict[str, Tensor], own: Mapping[str, object]) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from spectrim.network.calling import Example, batch_size, call, count, evaluation_mode, head
+from spectrim.network.calling import Example, batch_size, call, count, evaluation_mode, head, tail
 from spectrim.network.counting import Counted, counted
 from spectrim.network.state import extra_state
 from spectrim.network.survey import Survey
@@ -75,7 +75,7 @@ def _few(found: Survey, images: Images) -> list[str]:
     return notes
 
 
-def check_outputs(model: nn.Module, images: Images, config: Config) -> None:
+def check_outputs(model: nn.Module, images: Images, config: Config, together: int) -> None:
     """Check that harm can be measured on the network's outputs, before the long work begins.
 
     Raises:
@@ -92,9 +92,10 @@ def check_outputs(model: nn.Module, images: Images, config: Config) -> None:
                         f"the network returns {what} for a batch of {size}, so harm cannot be told image by image; give "
                         "Config(harm=...) of the outputs that count, or wrap the model in a module that returns those alone"
                     )
-            other = call(model, images.unseen[0] if images.unseen else images.fitting[-1])
-            shapes = [[tuple(tensor.shape[1:]) for tensor in floats(found)] for found in (outputs, other)]
-            if shapes[0] != shapes[1] or not shapes[0]:
+            half = size // 2 // together * together
+            parts = [head(images.fitting[0], half), tail(images.fitting[0], half)] if half else []
+            shapes = [[tuple(tensor.shape) for tensor in floats(call(model, part))] for part in parts]
+            if (parts and shapes[0] != shapes[1]) or not floats(outputs):
                 raise ValueError(
                     "the network's outputs differ in number or shape from input to input (as a detector's boxes do), so they "
                     "cannot be compared; give Config(harm=...) of outputs, or wrap the model in a module that returns raw maps"

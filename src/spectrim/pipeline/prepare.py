@@ -127,7 +127,7 @@ def prepare(
     given = None if plan is None else checked(plan, found)
     harm = config.harm or output_harm
     if images.fitting:
-        check_outputs(model, images, config)
+        check_outputs(model, images, config, together)
     key = _key(model, [*images.fitting, *images.further], config)
     ledger = _ledger(config, key, example)
     moments = _moments(ledger, model, found, images.fitting, config) if images.fitting else None

@@ -13,7 +13,7 @@ from spectrim.core.progress import Spent
 from spectrim.network.build import factorized
 from spectrim.network.calling import undisturbed
 from spectrim.network.copying import duplicate
-from spectrim.network.state import tensors_of_state
+from spectrim.network.state import make_writable, tensors_of_state
 from spectrim.network.surgery import module_of, replace_module, skeleton
 from spectrim.pipeline.cache import Entry, Ledger
 from spectrim.pipeline.prepare import Prepared, method_identity
@@ -79,6 +79,7 @@ def realize(prepared: Prepared, plan: Plan) -> Realized:
             piece.entry = Entry(tensors_of_state(small), {"decisions": decisions})
         else:
             small = skeleton(plan, prepared.model)
+            make_writable(small)
             small.load_state_dict({**small.state_dict(), **piece.entry.tensors})  # extra state is the original's
     return Realized(small, dict(piece.entry.numbers["decisions"]), ledger.spent)
 
