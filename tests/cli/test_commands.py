@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import spectrim
 from commands import compressing, training
@@ -228,3 +229,48 @@ def test_methods_and_rank_selections_of_third_parties(files, tmp_path, capsys):
     assert "it must make a spectrim.Factorization" in " ".join(capsys.readouterr().err.split())
     assert cli.main(compressing(files, tmp_path / "wrong", "--keep", "0.5", "--methods", "channelsvd")) == 2
     assert "did you mean ChannelSVD?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "match"),
+    [
+        ({"--input": "32,32"}, 2, "stored images need batch, channels, height and width, such as 1,3,224,224"),
+        ({"MODEL": "{here}/broken.py:build"}, 2, "broken.py, line 2)"),
+        ({"MODEL": "{here}/typo.py:build"}, 2, "typo.py, line 1)"),
+        ({"MODEL": "{here}/nothing.py:build", "--weights": None}, 2, "top-1 needs logits"),
+        (
+            {"--weights": "{here}/other.safetensors"},
+            2,
+            "it lacks stem.0.weight, stem.1.weight, stem.1.bias and 53 more; it has",
+        ),
+        (
+            {"--weights": "{here}/rolled.safetensors", "--keep": None, "--max-drop": "5"},
+            2,
+            "where guessing among 10 classes scores 10.00",
+        ),
+        ({"--weights": "{here}/rolled.safetensors"}, 0, "warning the network as given scores"),
+    ],
+)
+def test_faults_before_the_work_begins(files, tmp_path, capsys, change, code, match):
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "broken.py").write_text("def build():\n    return 1 / 0\n")
+    (here / "typo.py").write_text("def build(:\n    pass\n")
+    (here / "nothing.py").write_text("from torch import nn\n\n\ndef build():\n    return nn.Identity()\n")
+    save_file({"conv.weight": torch.zeros(2)}, here / "other.safetensors")
+    state = demo_model().state_dict()
+    last = [name for name, value in state.items() if value.shape[:1] == (10,)]  # the classifier's: labels of another order
+    save_file(state | {name: state[name].roll(1, 0) for name in last}, here / "rolled.safetensors")
+    command = compressing(files, tmp_path / "run", "--methods", "ChannelSVD", "--keep", "0.9")
+    for name, value in change.items():
+        place = 1 if name == "MODEL" else command.index(name) + 1 if name in command else None
+        if value is None:
+            del command[place - 1 : place + 1]
+        elif place is None:
+            command += [name, value]
+        else:
+            command[place] = value.format(here=here)
+    assert cli.main(command) == code
+    error = " ".join(capsys.readouterr().err.split())
+    assert match in error and "Traceback" not in error
+    assert (tmp_path / "run").exists() == (code == 0) and not (tmp_path / "run.partial").exists()

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spectrim.cli.models import import_callable
+from spectrim.cli.models import made, told
 from spectrim.cli.readers import READERS, Images
 from spectrim.train.batches import drawn, shuffled_batches
 
@@ -209,7 +209,11 @@ def open_callable(spec: str) -> list[tuple[Tensor, Tensor]]:
     Raises:
         ValueError: If it does not give pairs of tensors.
     """
-    batches = list(import_callable(spec)())
+    returned = made(spec, KINDS)
+    try:
+        batches = list(returned)
+    except Exception as error:
+        raise ValueError(f"{spec!r} must return an iterable of (inputs, labels): {told(error)}") from error
     for item in batches:
         if not isinstance(item, (tuple, list)) or len(item) != 2 or not all(isinstance(value, Tensor) for value in item):
             raise ValueError(f"{spec!r} must return an iterable of (inputs, labels), both tensors")

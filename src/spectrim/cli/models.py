@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import pickle
 import sys
+import traceback
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -29,13 +31,7 @@ def make_model(spec: str) -> nn.Module:
     kind, _, name = spec.partition(":")
     if not name:
         raise ValueError(f"the model {spec!r} is not understood; allowed are {KINDS}")
-    if kind in ("torchvision", "timm"):
-        model = _library(kind, name)
-    else:
-        try:
-            model = import_callable(spec, KINDS)()
-        except TypeError as error:
-            raise ValueError(f"{spec!r} cannot be called without arguments: {error}") from error
+    model = _library(kind, name) if kind in ("torchvision", "timm") else made(spec, KINDS)
     if not isinstance(model, nn.Module):
         raise ValueError(f"{spec!r} returned {type(model).__name__}; it must return a torch.nn.Module")
     return model.eval()
@@ -62,6 +58,36 @@ def look_in(folder: str) -> None:
     """Look for modules in this folder too, after all others."""
     if folder and Path(folder).is_dir() and folder not in sys.path:
         sys.path.append(folder)
+
+
+def made(spec: str, allowed: str = CALLABLES) -> Any:
+    """Return what the callable of a spec returns; arguments as in `import_callable`.
+
+    Raises:
+        ValueError: If it is not there, needs arguments or raises, whatever its class; the text names file and line.
+    """
+    function = import_callable(spec, allowed)
+    try:
+        inspect.signature(function).bind()
+    except TypeError as error:
+        raise ValueError(f"{spec!r} cannot be called without arguments: {error}") from error
+    except ValueError:
+        pass  # no signature to read, as of some functions written in C
+    try:
+        return function()
+    except Exception as error:
+        raise ValueError(f"{spec!r} raised {told(error)}") from error
+
+
+def told(error: BaseException) -> str:
+    """Return class and text of an error, and where in the user's code it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = str(Path(__file__).parents[1])
+    outside = [f for f in frames if not f.filename.startswith((ours, "<frozen")) and Path(f.filename).exists()]
+    text = f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}"
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{text.split(' (')[0]} ({error.filename}, line {error.lineno})"
+    return f"{text} ({outside[-1].filename}, line {outside[-1].lineno})" if outside else text
 
 
 def import_callable(spec: str, allowed: str = CALLABLES) -> Callable[..., Any]:
@@ -92,6 +118,10 @@ def import_callable(spec: str, allowed: str = CALLABLES) -> Callable[..., Any]:
             module = importlib.import_module(place)
     except ImportError as error:
         raise ValueError(f"{spec!r} cannot be imported: {error}; allowed are {allowed}") from error
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{spec!r} cannot be imported: {told(error)}") from error
     found = getattr(module, name, None)
     if not callable(found):
         raise ValueError(f"{spec!r}: {place} has no callable {name!r}")
@@ -127,10 +157,32 @@ def load_weights(model: nn.Module, file: str, *, trust_pickle: bool = False) -> 
         raise ValueError(f"the weight file {file!r} holds no state dict")
     bare = {key.removeprefix("module."): value for key, value in data.items()}  # as of a network inside DataParallel
     own = model.state_dict().keys()
+    state = max(data, bare, key=lambda state: len(own & state.keys()))
     try:
-        model.load_state_dict(max(data, bare, key=lambda state: len(own & state.keys())))
-    except RuntimeError as error:
-        raise ValueError(f"the weights in {file!r} do not fit the model: {' '.join(str(error).split())[:400]}") from error
+        model.load_state_dict(state)
+    except (RuntimeError, AttributeError) as error:
+        raise ValueError(f"the weights in {file!r} do not fit the model: {_misfit(model, state, error)}") from error
+
+
+def _misfit(model: nn.Module, state: dict[str, Any], error: BaseException) -> str:
+    """Return in what a state dict does not fit a network, at most three keys of each kind."""
+    own = model.state_dict()
+    shapes = {
+        key: f"{key} is {tuple(state[key].shape)}, the model has {tuple(value.shape)}"
+        for key, value in own.items()
+        if isinstance(value, Tensor) and isinstance(state.get(key), Tensor) and state[key].shape != value.shape
+    }
+    kinds = {
+        "it lacks": [key for key in own if key not in state],
+        "it has beyond the model's": [key for key in state if key not in own],
+        "shapes differ:": list(shapes.values()),
+    }
+    parts = [
+        f"{what} {', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}"
+        for what, keys in kinds.items()
+        if keys
+    ]
+    return "; ".join(parts) or " ".join(str(error).split())[:200]
 
 
 def _torch_file(path: Path, trust_pickle: bool) -> Any:

@@ -19,9 +19,11 @@ from spectrim.cli.terminal import err
 from spectrim.core.progress import Progress
 from spectrim.core.records import Source
 from spectrim.network.accuracy import Accuracy, Scorer
+from spectrim.network.calling import call, evaluation_mode, tensors_of
 from spectrim.pipeline.config import Config
 from spectrim.train import Recipe
 
+CHANCE = 1.2  # a score below so many times that of guessing is none
 VALIDATION = 0.2  # largest share of the training images that decisions keep away from training
 RATES = {"sgd": 0.02, "adamw": 0.001}  # largest learning rates, unless asked for
 
@@ -195,6 +197,35 @@ def score_original(
     scorer = Scorer(Accuracy(sources.test), network) if test else None
     progress("the network as given", 1.0)
     return scorer
+
+
+def check_score(network: nn.Module, sources: Sources, scorer: Scorer | None, *, deciding: bool) -> str:
+    """Return what to say of a network that scores no better than guessing, or nothing.
+
+    Args:
+        network: The original.
+        sources: The images.
+        scorer: Of the test images; None where these decide.
+        deciding: Whether a drop of this score will decide.
+
+    Raises:
+        ValueError: If it does not, and a drop is to decide.
+    """
+    images = first_examples(sources.test, 1)
+    inputs, _ = next(iter(images))
+    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    with evaluation_mode(network), torch.no_grad():
+        classes = tensors_of(call(network, inputs.to(device)))[0].shape[1]
+    score = scorer.mean if scorer is not None else Accuracy(sources.selection)(network)
+    if score > CHANCE / classes:
+        return ""
+    told = (
+        f"the network as given scores {100 * score:.2f} where guessing among {classes} classes scores {100 / classes:.2f}: are "
+        "--weights, --mean, --std and the labels those of this network?"
+    )
+    if deciding:
+        raise ValueError(f"{told} --max-drop cannot decide on such a score")
+    return told
 
 
 def print_original(sources: Sources, scorer: Scorer | None) -> None:

@@ -119,6 +119,10 @@ def split_data(specs: Specs, *, images: tuple[int, int], validation: float = 0.0
     else:
         opened = {name: open_images(spec, split="test" if name == "data" else "train") for name, spec in given.items()}
         shape = parse_shape(specs.input_shape) or _stored_shape(opened["data"])
+        if len(shape) != 4:
+            raise ValueError(
+                f"--input is {specs.input_shape!r}; stored images need batch, channels, height and width, such as 1,3,224,224"
+            )
         form, example = _form(shape, specs), torch.zeros(shape)
         pools = {name: _Stored(images, form) for name, images in opened.items()}
     source = pools.get("calibration", pools["data"])

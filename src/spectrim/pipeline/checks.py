@@ -138,6 +138,8 @@ def check_weights(model: nn.Module) -> None:
         ValueError: If one is NaN or infinite, has no value yet, or is of a kind that no arithmetic is done in.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
+    if not parameters:
+        raise ValueError("the model has no parameters, so there is nothing to compress")
     for name, value in (*parameters.items(), *model.named_buffers(remove_duplicate=False)):
         if isinstance(value, (UninitializedParameter, UninitializedBuffer)):
             raise ValueError(f"the model's {name!r} is lazy and has no value yet; run the model once before")

@@ -80,7 +80,7 @@ def compress(  # noqa: PLR0913
 
 def _check_cost(plan: Plan, budget: Keep) -> None:
     """Raise a BudgetError if a given plan costs more than the budget given with it."""
-    kept = plan.cost.of(budget.metric) / plan.original.of(budget.metric)
+    kept = plan.cost.of(budget.metric) / max(plan.original.of(budget.metric), 1)
     if kept > budget.fraction + 1e-9:
         raise BudgetError(
             f"the given plan keeps {kept:.4f} of the {budget.metric}, more than {budget} allows; lower ranks, or leave the "
