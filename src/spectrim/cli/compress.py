@@ -22,7 +22,7 @@ from spectrim.cli.options import (
 )
 from spectrim.cli.runs import Run, options_of
 from spectrim.cli.splits import Sources, training_data
-from spectrim.cli.terminal import err, progress, show
+from spectrim.cli.terminal import progress, show
 from spectrim.core.cost import Budget, Keep, MaxDrop
 from spectrim.core.plan import Plan
 from spectrim.core.records import Training
@@ -103,11 +103,9 @@ def compress(
         config = dataclasses.replace(choice.config(inputs.seed, run.partial, advance), refit=refit, batchnorm=batchnorm)
         same = sources.selection is sources.test and deciding  # what is decided on is no test
         scorer = score_original(network, sources, advance, test=not same, training=training.batch if finetune_epochs else 0)
-        told = check_score(network, sources, scorer, deciding=deciding)
+        check_score(network, sources, scorer, deciding=deciding)
         if not as_json:
             print_original(sources, scorer)
-        if told:
-            err.print(f"warning  {told}", soft_wrap=True, highlight=False, markup=False)
         result = run_pipeline(
             network,
             sources.example.to(inputs.device),

@@ -199,8 +199,8 @@ def score_original(
     return scorer
 
 
-def check_score(network: nn.Module, sources: Sources, scorer: Scorer | None, *, deciding: bool) -> str:
-    """Return what to say of a network that scores no better than guessing, or nothing.
+def check_score(network: nn.Module, sources: Sources, scorer: Scorer | None, *, deciding: bool) -> None:
+    """Warn of a network that scores no better than guessing.
 
     Args:
         network: The original.
@@ -218,14 +218,14 @@ def check_score(network: nn.Module, sources: Sources, scorer: Scorer | None, *, 
         classes = tensors_of(call(network, inputs.to(device)))[0].shape[1]
     score = scorer.mean if scorer is not None else Accuracy(sources.selection)(network)
     if score > CHANCE / classes:
-        return ""
+        return
     told = (
         f"the network as given scores {100 * score:.2f} where guessing among {classes} classes scores {100 / classes:.2f}: are "
         "--weights, --mean, --std and the labels those of this network?"
     )
     if deciding:
         raise ValueError(f"{told} --max-drop cannot decide on such a score")
-    return told
+    err.print(f"warning  {told}", soft_wrap=True, highlight=False, markup=False)
 
 
 def print_original(sources: Sources, scorer: Scorer | None) -> None:

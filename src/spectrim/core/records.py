@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from html import escape
 from typing import Any, Literal
 
 from spectrim.core.cost import Cost
 
+MOVED: dict[str, Callable[[Any], Any]] = {}  # what were methods of `Report`; `spectrim.report`, above this file, puts them here
 SCHEMA = 2  # of report.json; 1 is that of version 0.1.0, which did not say so
 
 
@@ -323,9 +323,9 @@ class Report:
 
 
 def _moved(name: str) -> Any:
-    """Return a function of `spectrim.report`, which stands above this file, for names that were methods of `Report`."""
+    """Return a function that was a method of `Report`."""
     warnings.warn(f"this method of Report is now the function spectrim.report.{name}", DeprecationWarning, stacklevel=3)
-    return getattr(importlib.import_module("spectrim.report"), name)
+    return MOVED[name]
 
 
 def _report(data: Mapping[str, Any]) -> Report:

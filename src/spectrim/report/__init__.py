@@ -1,6 +1,9 @@
 """What was done, as text and as a page: these read records and compute nothing new."""
 
+from spectrim.core.records import MOVED
 from spectrim.report.html import page
 from spectrim.report.text import lines, table
 
 __all__ = ["lines", "page", "table"]
+
+MOVED.update(lines=lines, table=table, page=page)

@@ -183,7 +183,7 @@ class Distortion:
     def state_dict(self) -> dict[str, Any]:
         """Return counts, plan and last factors as numbers, text and tensors: `torch.load` reads them without pickle."""
         counts = {"steps": self.steps, "distortions": self.distortions, "due": self.due, "seconds": self.seconds}
-        settings = {"schedule": asdict(self.schedule), "plan": self.plan.to_json()}
+        settings = {"schedule": asdict(self.schedule), "plan": self.plan.text()}
         written = {name: list(factors) for name, factors in self.written.items()}
         return {"format": FORMAT, **counts, **settings, "written": written}
 
@@ -239,7 +239,7 @@ class Distortion:
             check_plan(plan, self.model)
             if world == 1:
                 return plan
-            texts = [plan.to_json()]
+            texts = [plan.text()]
         distributed.broadcast_object_list(texts, src=0)
         return Plan.from_json(texts[0])
 
