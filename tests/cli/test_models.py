@@ -82,7 +82,11 @@ def test_weights_that_cannot_be_loaded(file, tmp_path):
     (tmp_path / "bad.safetensors").write_text("hello")
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
     torch.save([1], tmp_path / "list.pth")
+    (tmp_path / "text.pth").write_text("hello")
+    (tmp_path / "empty.pth").write_text("")
     for name, match in [
+        ("text.pth", "damaged"),
+        ("empty.pth", "damaged"),
         ("bad.safetensors", "damaged"),
         ("gone.pth", "no weight file"),
         ("other.pth", "do not fit"),

@@ -46,6 +46,6 @@ def inspect(
     if as_json:
         sys.stdout.write(found.to_json())
     else:
-        (out if out.is_terminal else Console(width=200)).print(found.table())
+        (out if out.is_terminal else Console(width=200, emoji=False)).print(found.table())
         for line in found.lines():
             out.print(line, soft_wrap=True, highlight=False, markup=False)

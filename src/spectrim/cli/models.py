@@ -8,13 +8,11 @@ import inspect
 import pickle
 import sys
 import traceback
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -144,8 +142,12 @@ def load_weights(model: nn.Module, file: str, *, trust_pickle: bool = False) -> 
         raise ValueError(f"there is no weight file {file!r}")
     try:
         data: Any = load_file(path) if path.suffix == ".safetensors" else _torch_file(path, trust_pickle)
-    except (SafetensorError, OSError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"the weight file {file!r} is damaged: {str(error).splitlines()[0]}") from error
+    except ValueError:
+        raise
+    except Exception as error:  # whatever bytes that are no weights lead to
+        raise ValueError(
+            f"the weight file {file!r} is damaged or cannot be read: {type(error).__name__}: {error}"[:300]
+        ) from error
     while isinstance(data, dict) and not any(isinstance(value, Tensor) for value in data.values()):
         inner = next((data[key] for key in ("state_dict", "model_state_dict", "model", "net") if key in data), None)
         if inner is None:

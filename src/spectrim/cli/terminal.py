@@ -17,8 +17,8 @@ from spectrim.core.progress import Progress
 from spectrim.core.records import Report
 from spectrim.report import lines, table
 
-out = Console()
-err = Console(stderr=True)
+out = Console(emoji=False)  # names with colons stay as they are
+err = Console(stderr=True, emoji=False)
 LATE = 30.0  # seconds without a line in a log before a stage that goes on is told of
 
 

@@ -108,7 +108,7 @@ class Inspection:
 
     def __str__(self) -> str:
         """Return the table as text, and the layers left alone with their reasons."""
-        console = Console(width=160)
+        console = Console(width=160, emoji=False)
         with console.capture() as capture:
             console.print(self.table())
         return capture.get() + "\n".join(self.lines())

@@ -29,7 +29,7 @@ class Result:
 
     def __str__(self) -> str:
         """Return the report as text: the layers in a table, and the findings."""
-        console = Console(width=120)
+        console = Console(width=120, emoji=False)
         with console.capture() as capture:
             console.print(table(self.report))
         return capture.get() + "\n".join(lines(self.report))
