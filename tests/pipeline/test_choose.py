@@ -91,7 +91,9 @@ def test_only_a_fraction_is_chosen_for(case, budget):
 
 
 def test_a_menu_without_layers_cannot_be_cut():
-    model = torch.nn.Sequential(torch.nn.ReLU())
+    with pytest.raises(ValueError, match="has no parameters, so there is nothing to compress"):
+        st.prepare(torch.nn.ReLU(), torch.zeros(1, 3))
+    model = torch.nn.Sequential(torch.nn.PReLU())
     for search in (st.Knapsack(), st.Energy(), st.Uniform()):
         prepared = st.prepare(model, torch.zeros(1, 3), config=st.Config(search=search))
         assert not st.choose(prepared, st.Keep(1.0))
