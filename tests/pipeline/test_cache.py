@@ -250,6 +250,15 @@ def test_how_images_are_shared_between_moments_and_measuring_is_in_the_key(case,
     assert not torch.equal(*found)
 
 
+def test_how_much_memory_covariances_may_take_is_in_the_key(case, tmp_path):
+    model, x, _ = case
+    found = []
+    for memory in (1 << 30, 1 << 20, 6400):
+        config = st.Config(methods=(st.ChannelSVD(),), batch=32, memory=memory, cache=tmp_path)
+        found.append(st.prepare(model, x[:1], calibration=[x], config=config).moments["conv1"].covariance)
+    assert found[0] is not None and found[1] is not None and found[2] is None
+
+
 def test_the_size_of_the_inputs_is_in_the_key(tmp_path):
     """Without calibration the weights are the same at any size, and costs are not."""
     model = nn.Sequential(

@@ -16,6 +16,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from spectrim.network.calling import first_line
+
 CALLABLES = "module.path:callable and file.py:callable"  # modules also from the current folder
 KINDS = f"torchvision:NAME, timm:NAME, {CALLABLES}"
 
@@ -145,9 +147,7 @@ def load_weights(model: nn.Module, file: str, *, trust_pickle: bool = False) -> 
     except ValueError:
         raise
     except Exception as error:  # whatever bytes that are no weights lead to
-        raise ValueError(
-            f"the weight file {file!r} is damaged or cannot be read: {type(error).__name__}: {error}"[:300]
-        ) from error
+        raise ValueError(f"the weight file {file!r} is damaged or cannot be read: {first_line(error)}") from error
     while isinstance(data, dict) and not any(isinstance(value, Tensor) for value in data.values()):
         inner = next((data[key] for key in ("state_dict", "model_state_dict", "model", "net") if key in data), None)
         if inner is None:

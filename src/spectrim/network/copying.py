@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from spectrim.network.calling import unwrap
+from spectrim.network.calling import first_line, unwrap
 
 DEEPEST = 6  # levels of containers and functions that are searched
 
@@ -31,8 +31,8 @@ def duplicate(model: nn.Module) -> nn.Module:
     except Exception as error:
         where = _culprit(model)
         raise TypeError(
-            f"the model cannot be copied{f', because of its attribute {where!r}' if where else ''}: {type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else 'no reason given'}; remove the attribute, or make it copyable"
+            f"the model cannot be copied{f', because of its attribute {where!r}' if where else ''}: {first_line(error)}; "
+            "remove the attribute, or make it copyable"
         ) from error
 
 

@@ -54,7 +54,7 @@ def account(
     """
     small, ledger = realized.model, prepared.ledger()
     after = counted(small, prepared.example).cost
-    if after != plan.cost and not any("depend on its input" in note for note in prepared.notes):
+    if after != plan.cost and not prepared.varying:
         raise AssertionError(f"the built network costs {after}, the plan says {plan.cost}; please report this")
     score = evaluate if isinstance(evaluate, Score) or evaluate is None else None
     if score is None and evaluate is not None:

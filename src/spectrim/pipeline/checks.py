@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from spectrim.core.cost import Cost
 from spectrim.network.calling import Example, batch_size, call, count, evaluation_mode, head, tail
-from spectrim.network.counting import Counted, counted
+from spectrim.network.counting import Counted
 from spectrim.network.state import extra_state
 from spectrim.network.survey import Survey
 from spectrim.pipeline.calibration import Images
@@ -19,9 +20,9 @@ from spectrim.sensitivity.divergence import check, floats
 EACH = 2  # observations that a layer wants for each of its inputs
 
 
-def notes_of(model: nn.Module, example: Example, images: Images, original: Counted, found: Survey) -> tuple[str, ...]:
+def notes_of(model: nn.Module, images: Images, original: Counted, of_images: Cost, found: Survey) -> tuple[str, ...]:
     """Return what a reader of the report must know, a sentence each."""
-    return (*_extra(model), *_uncounted(original), *_varying(model, example, images, original), *_few(found, images))
+    return (*_extra(model), *_uncounted(original), *_varying(original.cost, of_images), *_few(found, images))
 
 
 def _extra(model: nn.Module) -> list[str]:
@@ -37,16 +38,13 @@ def _uncounted(found: Counted) -> list[str]:
     return [f"not counted in the MACs: {', '.join(found.uncounted)}"] if found.uncounted else []
 
 
-def _varying(model: nn.Module, example: Example, images: Images, found: Counted) -> list[str]:
+def _varying(original: Cost, of_images: Cost) -> list[str]:
     """Return what to say of a network whose operations depend on what it sees."""
-    if not images.fitting:
-        return []
-    other = counted(model, head(images.fitting[0], batch_size(example))).cost
-    if other == found.cost:
+    if of_images == original:
         return []
     return [
-        f"the network's MACs depend on its input: {found.cost.macs:,} for the example, {other.macs:,} for a calibration image; "
-        "the budget holds for the example"
+        f"the network's MACs depend on its input: {original.macs:,} for the example, {of_images.macs:,} for a calibration "
+        "image; the budget holds for the example"
     ]
 
 

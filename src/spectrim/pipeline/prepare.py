@@ -20,7 +20,7 @@ from spectrim.core.plan import Option, Plan
 from spectrim.core.progress import Spent
 from spectrim.core.search import Search
 from spectrim.network.build import working_weight
-from spectrim.network.calling import Example, batch_size, batched, call, count, evaluation_mode, undisturbed
+from spectrim.network.calling import Example, batch_size, batched, call, count, evaluation_mode, head, undisturbed
 from spectrim.network.copying import duplicate
 from spectrim.network.counting import counted
 from spectrim.network.surgery import checked
@@ -56,6 +56,7 @@ class Prepared:
         harm_unit: The unit of the menu's harms.
         notes: What a reader of a report must know.
         unit: Batches are multiples of so many examples: 1, but for networks whose examples belong together, as frames of clips.
+        varying: Whether the MACs depend on the input, so that those of a plan are the example's alone.
         key: What all of this was computed from, for the cache; None where that cannot be told, and nothing is cached.
         spent: What it took.
     """
@@ -74,6 +75,7 @@ class Prepared:
     harm_unit: str
     notes: tuple[str, ...]
     unit: int
+    varying: bool
     key: str | None
     spent: Spent
 
@@ -119,9 +121,8 @@ def prepare(
     check_weights(model)
     if config.refit and calibration is not None:
         check_norms(model)
-    size = sum(x[:1].numel() * x.element_size() for x in batched(example))
-    further = min(config.search.images, MEMORY // max(size, 1)) if plan is None else 0
     together = examples_together(model, example)
+    further = 0 if plan is not None else min(config.search.images, _held(example))
     images = collect(calibration, example, config.images, config.batch, further=further, unit=together)
     found = _allowed(survey(model, example), config)
     given = None if plan is None else checked(plan, found)
@@ -149,12 +150,19 @@ def prepare(
             ledger.tick("menu", done / len(found.layers))
     original = counted(model, example)
     menu, unit = Menu(tuple(rows), original.cost), _unit(model, images, config)
-    notes = notes_of(model, example, images, original, found)
+    of_images = counted(model, head(images.fitting[0], batch_size(example))).cost if images.fitting else original.cost
+    notes = notes_of(model, images, original, of_images, found)
     key = None if key is None else f"{key} {_menu_identity(menu)}"  # later steps depend on all of it
     inputs = (images.fitting, images.unseen, images.further)
+    cost, varies = original.cost, of_images != original.cost
     return Prepared(
-        model, example, config, found, original.cost, *inputs, moments, menu, harm, unit, notes, together, key, ledger.spent
+        model, example, config, found, cost, *inputs, moments, menu, harm, unit, notes, together, varies, key, ledger.spent
     )
+
+
+def _held(example: Example) -> int:
+    """Return how many examples of this size a rank selection may have beyond the calibration's."""
+    return MEMORY // max(sum(x[:1].numel() * x.element_size() for x in batched(example)), 1)
 
 
 def _ledger(config: Config, key: str | None, example: Example) -> Ledger:
@@ -177,7 +185,9 @@ def _key(model: nn.Module, batches: Sequence[Example], config: Config) -> str | 
     """Return what the moments and the menu depend on, besides what is in the name of each piece."""
     if config.cache is None:
         return None
-    settings = f"{config.seed} {config.gradient} {config.images} {config.batch} {config.exclude} {torch.__version__}"
+    settings = (
+        f"{config.seed} {config.gradient} {config.images} {config.batch} {config.memory} {config.exclude} {torch.__version__}"
+    )
     try:
         harm = "" if config.harm is None else identity(config.harm)
         return fingerprint(model, batches, f"{settings} {harm}")
