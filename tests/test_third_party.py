@@ -433,19 +433,6 @@ def test_a_probe_is_printed_in_a_line():
 # --- the command line
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """The embedded network and some of its images as the files that a user has."""
-    from safetensors.torch import save_file
-
-    folder = tmp_path_factory.mktemp("files")
-    save_file(demo_model().state_dict(), folder / "w.safetensors")
-    for part in ("calibration", "test"):
-        images, labels = demo_images(part)
-        np.savez(folder / f"{part}.npz", images=images[:300].numpy(), labels=labels[:300].numpy())
-    return folder
-
-
 MAIN = "import json, sys; from spectrim import cli; print(*(cli.main(command) for command in json.loads(sys.argv[1])))"
 
 

@@ -59,13 +59,17 @@ def test_the_folder_where_one_is(tmp_path, monkeypatch):
     assert (run.target, run.partial) == (tmp_path, tmp_path.with_name(tmp_path.name + ".partial"))
 
 
-def test_what_fails_by_itself_keeps_what_was_done(files, tmp_path, capsys, monkeypatch):
+def fail_in_the_refit(files, out, monkeypatch):
     def full(*_, **__):
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(sys.modules["spectrim.pipeline.realize"], "refit", full)
-        assert cli.main(compressing(files, tmp_path / "run", "--keep", "0.5")) == 2
+        assert cli.main(compressing(files, out, "--keep", "0.5")) == 2
+
+
+def test_what_fails_by_itself_keeps_what_was_done(files, tmp_path, capsys, monkeypatch):
+    fail_in_the_refit(files, tmp_path / "run", monkeypatch)
     assert "no space left on device; what was done is kept" in capsys.readouterr().err
     monkeypatch.delattr(sys.modules["spectrim.pipeline.prepare"], "Sweep")
     assert cli.main(compressing(files, tmp_path / "run", "--keep", "0.5", "--resume")) == 0
@@ -84,12 +88,7 @@ def test_a_finished_run_is_not_done_again(files, tmp_path, capsys, monkeypatch):
 
 
 def test_other_arguments_of_an_interrupted_run_are_named(files, tmp_path, capsys, monkeypatch):
-    def full(*_, **__):
-        raise OSError("no space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(sys.modules["spectrim.pipeline.realize"], "refit", full)
-        assert cli.main(compressing(files, tmp_path / "run", "--keep", "0.5")) == 2
+    fail_in_the_refit(files, tmp_path / "run", monkeypatch)
     capsys.readouterr()
     for more in ([], ["--resume"]):
         assert cli.main(compressing(files, tmp_path / "run", "--keep", "0.4", "--exclude", "stem*", *more)) == 2
