@@ -26,7 +26,7 @@ from spectrim.cli.terminal import progress, show
 from spectrim.core.cost import Budget, Keep, MaxDrop
 from spectrim.core.plan import Plan
 from spectrim.core.records import Training
-from spectrim.network.accuracy import Accuracy
+from spectrim.network.accuracy import Accuracy, Scorer
 from spectrim.pipeline.account import complete
 from spectrim.pipeline.compress import compress as run_pipeline
 from spectrim.pipeline.result import Result
@@ -85,12 +85,9 @@ def compress(
     """
     budget = _budget(keep, max_drop, metric, given=plan is not None)
     own = None if plan is None else _own(plan, choice)
-    if finetune_epochs and inputs.calibration is None:
-        raise ValueError("--finetune-epochs needs labelled training images: give them with --calibration")
-    if training != TrainingOptions() and not finetune_epochs:
-        raise ValueError("--distill, --rate and other options of training need --finetune-epochs N")
-    budgets = {"keep": keep, "max_drop": max_drop, "metric": metric, "plan": plan}
+    _check_training(finetune_epochs, inputs, training)
     steps = {"refit": refit, "batchnorm": batchnorm, "finetune_epochs": finetune_epochs, "training": training}
+    budgets = {"keep": keep, "max_drop": max_drop, "metric": metric, "plan": plan}
     arguments = options_of(model=model, inputs=inputs, **budgets, choice=choice, **steps)
     choice = choice if own is None else dataclasses.replace(choice, methods=None)
     run = Run.at(out_dir, arguments, resume)
@@ -103,7 +100,8 @@ def compress(
         config = dataclasses.replace(choice.config(inputs.seed, run.partial, advance), refit=refit, batchnorm=batchnorm)
         same = sources.selection is sources.test and deciding  # what is decided on is no test
         scorer = score_original(network, sources, advance, test=not same, training=training.batch if finetune_epochs else 0)
-        check_score(network, sources, scorer, deciding=deciding)
+        decider = Scorer(Accuracy(sources.selection), network) if deciding else None
+        check_score(network, sources, decider or scorer, deciding=deciding)
         if not as_json:
             print_original(sources, scorer)
         result = run_pipeline(
@@ -112,7 +110,7 @@ def compress(
             budget=budget,
             plan=own,
             calibration=sources.calibration,
-            evaluate=Accuracy(sources.selection) if deciding else None,
+            evaluate=decider,
             config=config,
         )
         recipe = training.recipe("adamw", finetune_epochs, inputs.seed, run.partial, advance) if finetune_epochs else None
@@ -125,6 +123,14 @@ def compress(
     Result(result.model, result.plan, report).save(run.target)
     run.clear()
     return show(report, str(run.target), as_json)
+
+
+def _check_training(epochs: int, inputs: Inputs, training: TrainingOptions) -> None:
+    """Raise a ValueError if options of training and what it needs do not go together."""
+    if epochs and inputs.calibration is None:
+        raise ValueError("--finetune-epochs needs labelled training images: give them with --calibration")
+    if training != TrainingOptions() and not epochs:
+        raise ValueError("--distill, --rate and other options of training need --finetune-epochs N")
 
 
 def _fine_tuned(small: nn.Module, network: nn.Module, sources: Sources, recipe: Recipe) -> Training:

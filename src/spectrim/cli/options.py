@@ -205,23 +205,23 @@ def check_score(network: nn.Module, sources: Sources, scorer: Scorer | None, *, 
     Args:
         network: The original.
         sources: The images.
-        scorer: Of the test images; None where these decide.
+        scorer: Of the images whose score counts, if there are any.
         deciding: Whether a drop of this score will decide.
 
     Raises:
         ValueError: If it does not, and a drop is to decide.
     """
-    images = first_examples(sources.test, 1)
-    inputs, _ = next(iter(images))
+    if scorer is None:
+        return
+    inputs, _ = next(iter(first_examples(sources.test, 1)))
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     with evaluation_mode(network), torch.no_grad():
         classes = tensors_of(call(network, inputs.to(device)))[0].shape[1]
-    score = scorer.mean if scorer is not None else Accuracy(sources.selection)(network)
-    if score > CHANCE / classes:
+    if scorer.mean > CHANCE / classes:
         return
     told = (
-        f"the network as given scores {100 * score:.2f} where guessing among {classes} classes scores {100 / classes:.2f}: are "
-        "--weights, --mean, --std and the labels those of this network?"
+        f"the network as given scores {100 * scorer.mean:.2f} where guessing among {classes} classes scores "
+        f"{100 / classes:.2f}: are --weights, --mean, --std and the labels those of this network?"
     )
     if deciding:
         raise ValueError(f"{told} --max-drop cannot decide on such a score")

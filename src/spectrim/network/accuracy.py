@@ -80,6 +80,11 @@ class Scorer:
         self.evaluate = evaluate
         self.before = self._run(original)
 
+    @classmethod
+    def of(cls, evaluate: Evaluate | Scorer, original: nn.Module) -> Scorer:
+        """Return a scorer, which may be given already."""
+        return evaluate if isinstance(evaluate, Scorer) else cls(evaluate, original)
+
     @property
     def mean(self) -> float:
         """Score of the original network."""

@@ -26,8 +26,6 @@ from spectrim.sensitivity.sketch import quadratic_model
 from spectrim.targets.torch import measure
 from spectrim.version import __version__
 
-HARM_IMAGES = 512  # calibration images on which the outputs of the two networks are compared
-
 
 @undisturbed()
 def account(
@@ -56,14 +54,13 @@ def account(
     after = counted(small, prepared.example).cost
     if after != plan.cost and not prepared.varying:
         raise AssertionError(f"the built network costs {after}, the plan says {plan.cost}; please report this")
-    score = evaluate if isinstance(evaluate, Score) or evaluate is None else None
-    if score is None and evaluate is not None:
+    score = evaluate if isinstance(evaluate, Score) else None
+    if not isinstance(evaluate, Score) and evaluate is not None:
         with ledger.stage("evaluate"):
-            scorer = evaluate if isinstance(evaluate, Scorer) else Scorer(evaluate, prepared.model)  # type: ignore[arg-type]
-            score = scorer.score(small)
+            score = Scorer.of(evaluate, prepared.model).score(small)
     harm, joint = None, None
     if prepared.moments is not None:
-        seen = prepared.unseen or prepared.calibration[: max(1, HARM_IMAGES // prepared.config.batch)]
+        seen = prepared.unseen or prepared.calibration
         with ledger.stage("report"):
             harm = measured_harm(prepared.model, small, seen, prepared.harm)
             if plan and prepared.config.gradient:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -73,8 +74,8 @@ def _few(found: Survey, images: Images) -> list[str]:
     return notes
 
 
-def check_outputs(model: nn.Module, images: Images, config: Config, together: int) -> None:
-    """Check that harm can be measured on the network's outputs, before the long work begins.
+def check_outputs(model: nn.Module, images: Images, config: Config, together: int) -> Any:
+    """Return the network's outputs for the first batch, having checked that harm can be measured on such.
 
     Raises:
         ValueError: If they have no batch in dimension 0, differ in shape from input to input, or the user's harm fails.
@@ -100,6 +101,7 @@ def check_outputs(model: nn.Module, images: Images, config: Config, together: in
                 )
     if config.harm is not None and config.gradient:
         check(config.harm, outputs)
+    return outputs
 
 
 def examples_together(model: nn.Module, example: Example) -> int:

@@ -29,7 +29,7 @@ def compress(  # noqa: PLR0913
     budget: Budget | None = None,
     plan: Plan | None = None,
     calibration: Iterable[Any] | None = None,
-    evaluate: Evaluate | None = None,
+    evaluate: Evaluate | Scorer | None = None,
     config: Config | None = None,
 ) -> Result:
     """Make a trained network smaller, within a budget or by a plan of one's own.
@@ -42,7 +42,7 @@ def compress(  # noqa: PLR0913
         calibration: Iterable of inputs or (inputs, targets); no labels are needed. Without it weights are approximated
             without looking at data.
         evaluate: Called with a network in eval mode, returns a number, larger is better; a fraction between 0 and 1 for
-            MaxDrop, which requires it. `Accuracy` also gives the standard error.
+            MaxDrop, which requires it. `Accuracy` also gives the standard error; a `Scorer` has scored the original already.
         config: How.
 
     Returns:
@@ -60,7 +60,7 @@ def compress(  # noqa: PLR0913
     if isinstance(budget, MaxDrop) and evaluate is None:
         raise ValueError("MaxDrop needs evaluate, a function from a network to its score; give one, or use Keep")
     prepared = prepare(model, example, calibration=calibration, config=config, plan=plan)
-    scorer = None if evaluate is None else Scorer(evaluate, prepared.model)  # what is wrong with it is known at once
+    scorer = None if evaluate is None else Scorer.of(evaluate, prepared.model)  # what is wrong with it is known at once
     if isinstance(budget, MaxDrop) and plan is None:
         assert scorer is not None
         return maxdrop(prepared, budget, scorer)

@@ -56,7 +56,7 @@ def maxdrop(
     """
     metric, ledger = budget.metric, prepared.ledger()
     with ledger.stage("evaluate"):
-        scorer = evaluate if isinstance(evaluate, Scorer) else Scorer(evaluate, prepared.model)
+        scorer = Scorer.of(evaluate, prepared.model)
     scorer.check_fraction()
     trials = _Trials(scored(prepared, metric), metric, scorer, recover)
     bracket = Bracket(least(prepared, metric), budget.points, nats=prepared.moments is not None and prepared.config.gradient)

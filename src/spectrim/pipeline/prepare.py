@@ -20,13 +20,13 @@ from spectrim.core.plan import Option, Plan
 from spectrim.core.progress import Spent
 from spectrim.core.search import Search
 from spectrim.network.build import working_weight
-from spectrim.network.calling import Example, batch_size, batched, call, count, evaluation_mode, head, undisturbed
+from spectrim.network.calling import Example, batch_size, batched, count, head, undisturbed
 from spectrim.network.copying import duplicate
 from spectrim.network.counting import counted
 from spectrim.network.surgery import checked
 from spectrim.network.survey import Survey, survey
 from spectrim.pipeline.cache import Cache, Entry, Ledger, pack, unpack
-from spectrim.pipeline.calibration import Images, collect
+from spectrim.pipeline.calibration import collect
 from spectrim.pipeline.checks import check_norms, check_outputs, check_weights, examples_together, notes_of
 from spectrim.pipeline.config import Config
 from spectrim.pipeline.identity import UnknownIdentityError, fingerprint, identity
@@ -127,8 +127,7 @@ def prepare(
     found = _allowed(survey(model, example), config)
     given = None if plan is None else checked(plan, found)
     harm = config.harm or output_harm
-    if images.fitting:
-        check_outputs(model, images, config, together)
+    outputs = check_outputs(model, images, config, together) if images.fitting else None
     key = _key(model, [*images.fitting, *images.further], config)
     ledger = _ledger(config, key, example)
     moments = _moments(ledger, model, found, images.fitting, config) if images.fitting else None
@@ -149,7 +148,7 @@ def prepare(
             rows.append(layer_menu(layer, offer, harms, bias=moments is not None, multiple_of=multiple_of))
             ledger.tick("menu", done / len(found.layers))
     original = counted(model, example)
-    menu, unit = Menu(tuple(rows), original.cost), _unit(model, images, config)
+    menu, unit = Menu(tuple(rows), original.cost), _unit(outputs, config)
     of_images = counted(model, head(images.fitting[0], batch_size(example))).cost if images.fitting else original.cost
     notes = notes_of(model, images, original, of_images, found)
     key = None if key is None else f"{key} {_menu_identity(menu)}"  # later steps depend on all of it
@@ -248,11 +247,10 @@ def _offers(
     return [(option.method, [option.rank])]
 
 
-def _unit(model: nn.Module, images: Images, config: Config) -> str:
-    """Return the unit of the menu's harms."""
-    if not images.fitting:
+def _unit(outputs: Any, config: Config) -> str:
+    """Return the unit of the menu's harms, for a network with such outputs; None says that there are no data."""
+    if outputs is None:
         return "relative squared weight error"
     if config.harm is not None:
         return str(config.settings()["harm"])
-    with torch.no_grad(), evaluation_mode(model):
-        return "nats" if is_logits(call(model, images.fitting[0])) else "relative squared error"
+    return "nats" if is_logits(outputs) else "relative squared error"
