@@ -5,8 +5,8 @@
 Writes benchmarks/results/selection.json and .md after every cell. Resumable: finished cells are kept; `--redo TEXT`
 runs again the cells whose names contain the text, `--only TEXT` runs no others (a whole name means that cell
 alone). CIFAR-10 (JPEG copy), no fine-tuning.
-Decisions see training images only: 1,024 for statistics and refit, the next 4,608 for Interaction's measurements. Every
-network is then read once on the 10,000 test images.
+Decisions see training images only: 1,024 for statistics and refit, 128 to judge by, the next 4,608 for Interaction's
+measurements. Every network is then read once on the 10,000 test images.
 """
 
 from __future__ import annotations

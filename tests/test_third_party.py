@@ -502,7 +502,7 @@ def test_a_plan_is_read_with_what_it_needs_imported(run, files, tmp_path):
         (["--methods", "my_methods.py"], "(did you mean my_methods.py:MyMethod?)"),
         (["--search", "my_searches.LeastFirst"], "(did you mean my_searches:LeastFirst?)"),
         (["--search", "my_searches:Leest"], "--search: 'my_searches:Leest': my_searches has no callable 'Leest'"),
-        (["--methods", "my_methods:grid"], "--methods: 'my_methods:grid' cannot be called without arguments ("),
+        (["--methods", "my_methods:grid"], "--methods: 'my_methods:grid' cannot be called without arguments: "),
         (["--methods", "my_methods:Fit"], "--methods: 'my_methods:Fit' made Fit; it must make a spectrim.Factorization"),
         (["--methods", "thawed.py:Thawed"], "--methods: Thawed is a dataclass that can be changed"),
         (

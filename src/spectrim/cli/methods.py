@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from spectrim.cli.models import import_callable
+from spectrim.cli.models import import_callable, made
 from spectrim.core.factorization import Factorization, flaw, known
 from spectrim.core.plan import Plan
 from spectrim.core.search import Search
@@ -105,7 +105,7 @@ def import_methods(plan: str, methods: str | None, recorded: Iterable[str] = ())
     """
     for spec in _words(methods or ""):
         if ":" in spec:
-            _imported("--methods", spec)
+            _named("--methods", import_callable, spec)
     told = {kind.__name__ for kind in known().values()} if methods else set()
     missing = [
         (name, module) for name, module in _third_parties(plan) if f"{module}:{name}" not in known() and name not in told
@@ -143,21 +143,17 @@ def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",")] if text else []
 
 
-def _imported(flag: str, spec: str) -> object:
-    """Return the callable that an option names, which the error names too."""
+def _named(flag: str, look: Callable[[str], Any], spec: str) -> Any:
+    """Return what is found for the spec that an option gives; an error names the option too."""
     try:
-        return import_callable(spec)
+        return look(spec)
     except ValueError as error:
         raise ValueError(f"{flag}: {error}") from error
 
 
 def _made(flag: str, spec: str, kind: type[Made]) -> Made:
     """Return what `my_module:MyMethod` makes, a third party's decomposition or rank selection."""
-    make = _imported(flag, spec)
-    try:
-        found: object = make()  # type: ignore[operator]
-    except TypeError as error:
-        raise ValueError(f"{flag}: {spec!r} cannot be called without arguments ({error}); a function may make it") from error
+    found = _named(flag, made, spec)
     if not isinstance(found, kind):
         raise ValueError(f"{flag}: {spec!r} made {type(found).__name__}; it must make a spectrim.{kind.__name__}")
     return found

@@ -20,6 +20,7 @@ from spectrim.core.progress import Progress
 from spectrim.core.records import Source
 from spectrim.network.accuracy import Accuracy, Scorer
 from spectrim.network.calling import call, evaluation_mode, tensors_of
+from spectrim.pipeline.calibration import judging
 from spectrim.pipeline.config import Config
 from spectrim.train import Recipe
 
@@ -80,7 +81,8 @@ class Inputs:
     def open(self, choice: Choice, *, validation: float) -> Sources:
         """Return the images by purpose; `validation` as in `split_data`."""
         specs = Specs(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Specs)})
-        return split_data(specs, images=(choice.images, search_of(choice.search).images), validation=validation)
+        images = choice.images + judging(choice.images), search_of(choice.search).images
+        return split_data(specs, images=images, validation=validation)
 
     def source(self, model: str) -> Source:
         """Return what `spectrim evaluate` needs to find everything again."""
@@ -111,7 +113,7 @@ class Choice:
             --methods: my_module:MySearch or file.py:MySearch.
         exclude: Name patterns of layers to leave alone.
         multiple_of: Only ranks that are multiples of this.
-        images: Calibration images.
+        images: Calibration images for the fits; an eighth as many more judge the result. A small source is divided among both.
     """
 
     methods: str | None = None

@@ -193,7 +193,8 @@ class Report:
         rows: One per layer that could be factorized.
         skipped: The other weighted modules and why.
         predicted_harm: Sum of the chosen options' harms, without refit, in `harm_unit`; None if nothing was predicted.
-        measured_harm: KL divergence of the outputs on calibration images (nats), or relative squared error; None without any.
+        measured_harm: KL divergence of the outputs (nats), or relative squared error, on calibration images that no fit saw
+            (where these were too few, a note says so); None without any.
         harm_unit: `nats`, `relative squared error`, the user's harm by name, or without data `relative squared weight error`.
         task: What was done: `compressed`, `trained for low rank` or `trained`.
         interactions: Prediction with interactions, marginal harms and partners; None without calibration data.

@@ -63,13 +63,14 @@ def _held_modules(value: Any, depth: int) -> Iterator[nn.Module]:
     elif isinstance(value, types.MethodType):
         yield from _held_modules(value.__func__, depth + 1)
     elif isinstance(value, types.FunctionType):
-        for content in _closed_over(value):
+        for content in closed_over(value):
             yield from _modules_in(content, depth + 1)
         found = [value.__globals__.get(name) for name in value.__code__.co_names]
         yield from (item for item in found if isinstance(item, nn.Module))
 
 
-def _closed_over(function: types.FunctionType) -> Iterator[Any]:
+def closed_over(function: types.FunctionType) -> Iterator[Any]:
+    """Yield what a function closes over."""
     for cell in function.__closure__ or ():
         with contextlib.suppress(ValueError):  # not filled yet
             yield cell.cell_contents

@@ -31,6 +31,12 @@ class Images:
     further: list[Example]
 
 
+def judging(images: int) -> int:
+    """Return how many images the report judges on, beside so many for fits."""
+    share, least, most = JUDGED
+    return min(most, max(least, int(share * images)))
+
+
 def collect(
     calibration: Iterable[Any] | None, example: Example, images: int, batch: int, *, further: int = 0, unit: int = 1
 ) -> Images:
@@ -55,8 +61,7 @@ def collect(
         calibration = [calibration]
     if not isinstance(calibration, Iterable):
         raise TypeError(f"the calibration data is {type(calibration).__name__}; it must be an iterable of batches")
-    share, least, most = JUDGED
-    wanted = images + min(most, max(least, int(share * images))) + further
+    wanted = images + judging(images) + further
     columns: list[list[Tensor]] = [[] for _ in _columns(example)]
     read = 0
     for item in calibration:
@@ -69,7 +74,7 @@ def collect(
     if not read:
         raise ValueError("the calibration data is empty; give at least one batch (a generator can be read only once)")
     whole = [torch.cat(column) for column in columns]
-    judged = 0 if read < ENOUGH else min(most, max(least, int(share * min(read, images)))) // unit * unit
+    judged = 0 if read < ENOUGH else judging(min(read, images)) // unit * unit
     first = min(images, read - judged)
     first = max(first // unit * unit, min(first, unit))
     batch = max(batch // unit * unit, unit)

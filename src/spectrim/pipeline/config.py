@@ -30,7 +30,8 @@ class Config:
         harm: What a change of the outputs costs, `harm(outputs, reference)`: a number, the mean over the batch, zero where both
             are equal, twice differentiable and growing with the square of the difference. None is KL divergence for class
             logits, and squared error relative to the output's mean square for others.
-        images: How many calibration images are read at most; a rank selection that measures reads more of them.
+        images: How many calibration images the fits see at most. An eighth as many more (16 to 512) are read to judge by, and
+            more still for a rank selection that measures; where there are no more, they are taken from these.
         batch: Images that go through the network at once.
         memory: Bytes that the activations of the refit may take, and an eighth of it the moments of one layer; layers and
             images beyond it are left out.

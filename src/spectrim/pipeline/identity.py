@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from spectrim.network.calling import Example, tensors_of
+from spectrim.network.copying import closed_over
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), torch.dtype, torch.device, torch.Size, np.generic)
 CALLABLE = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodDescriptorType)
@@ -158,21 +159,13 @@ def _inside(value: Any) -> dict[str, Any]:
         skipped = (*skipped, "__dataclass_fields__", "__dataclass_params__")  # the methods made of them tell the same
         own = {name: item for name, item in vars(value).items() if name not in skipped and not _is_slot(item)}
         return {"bases": value.__bases__, "own": own}
-    cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
+    cells = list(closed_over(value))
     defaults = {"defaults": value.__defaults__, "keywords": value.__kwdefaults__}
     return {"code": value.__code__, "cells": cells, **defaults, "globals": dict(_globals(value.__code__, value.__globals__))}
 
 
 def _is_slot(value: Any) -> bool:
     return isinstance(value, (types.MemberDescriptorType, types.GetSetDescriptorType, types.WrapperDescriptorType))
-
-
-def _is_filled(cell: Any) -> bool:
-    try:
-        _ = cell.cell_contents
-    except ValueError:
-        return False
-    return True
 
 
 def _globals(code: types.CodeType, names: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
