@@ -45,13 +45,15 @@ def test_demo(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("spectrim.demo.BUDGET", None)
     from spectrim.demo import run_demo
 
-    monkeypatch.setattr(cli.demo, "run_demo", lambda progress: run_demo(progress, spectrim.Keep(0.5, "macs")))
+    monkeypatch.setattr(cli.demo, "run_demo", lambda progress, device: run_demo(progress, spectrim.Keep(0.5, "macs"), device))
     monkeypatch.setattr("spectrim.demo.demo_images", lambda part: tuple(tensor[:150] for tensor in demo_images(part)))
     assert cli.main(["demo"]) == 0
     text = capsys.readouterr().out
     assert "score on the test images" in text and "latency, 1 thread" in text and "150 images" in text
     assert (tmp_path / "spectrim-demo" / "report.html").exists()
     assert cli.main(["demo", "--out", "spectrim-demo"]) == 2
+    assert cli.main(["demo", "--device", "abacus"]) == 2
+    assert "the device 'abacus' cannot be used" in " ".join(capsys.readouterr().err.split())
 
 
 def test_inspect(capsys, tmp_path):

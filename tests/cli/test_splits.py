@@ -75,9 +75,9 @@ def test_data_of_a_callable_and_of_one_source(tmp_path, capsys, files, monkeypat
         "0.5",
     ]
     assert cli.main([*common, "--data", f"{tmp_path}/mine.py:batches", "--out", str(tmp_path / "a"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["test"]["examples"] == 236  # 64 calibrate, the others test
+    assert json.loads(capsys.readouterr().out)["test"]["examples"] == 220  # 64 calibrate, 16 judge, the others test
     assert cli.main([*common, "--data", f"npz:{files}/test.npz", "--out", str(tmp_path / "b"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["test"]["examples"] == 436  # 64 calibrate, the others test
+    assert json.loads(capsys.readouterr().out)["test"]["examples"] == 420  # 64 calibrate, 16 judge, the others test
     assert cli.main(["evaluate", str(tmp_path / "b")]) == 0
     assert "some of these images were calibrated or decided on" in capsys.readouterr().out
     noted = "; ".join(json.loads((tmp_path / "b" / "report.json").read_text())["notes"])
@@ -85,7 +85,7 @@ def test_data_of_a_callable_and_of_one_source(tmp_path, capsys, files, monkeypat
     common = [*common[:-2], "--max-drop", "5"]
     assert cli.main([*common, "--data", f"npz:{files}/test.npz", "--out", str(tmp_path / "c"), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["test"] is None and report["selection"]["examples"] == 436  # decided on: no test
+    assert report["test"] is None and report["selection"]["examples"] == 420  # decided on: no test
 
 
 @pytest.mark.parametrize(

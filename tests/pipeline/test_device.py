@@ -1,6 +1,7 @@
-"""On a device: everything the library computes there, with the stand-in of accelerator.py. No real device is used here."""
+"""On a device: everything the library computes there, with the stand-in of accelerator.py, and on a GPU where there is one."""
 
 import copy
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -27,13 +28,16 @@ def _few_sweeps():
         yield
 
 
-@pytest.fixture
-def case():
+GPU = pytest.param(nullcontext, id="gpu", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))
+
+
+@pytest.fixture(params=[pytest.param(accelerator, id="stand-in"), GPU])
+def case(request):
     x = torch.randn(IMAGES, 3, 8, 8)
     model = settle(Residual(width=12), x)
     with torch.no_grad():
         labels = model(x).argmax(1)
-    with accelerator():
+    with request.param():
         yield model.to(DEVICE), x.to(DEVICE), labels
 
 
@@ -41,7 +45,7 @@ def places(model):
     return {tensor.device for tensor in model.state_dict().values()}
 
 
-def test_the_stand_in_refuses_what_a_device_refuses(case):
+def test_the_device_refuses_tensors_of_another(case):
     model, x, _ = case
     assert x.device == DEVICE and x.cpu().device == CPU and (2 * x).device == DEVICE and x[:2].mT.device == DEVICE
     assert torch.zeros(2, device="cuda").device == DEVICE and torch.zeros(2).device == CPU

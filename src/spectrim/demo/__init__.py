@@ -42,10 +42,10 @@ def demo_images(part: str) -> tuple[Tensor, Tensor]:
     return (torch.from_numpy(images)[:, None].float() / 255 - MEAN) / STD, torch.from_numpy(labels.astype(np.int64))
 
 
-def run_demo(progress: Progress | None = None, budget: Budget = BUDGET) -> Result:
+def run_demo(progress: Progress | None = None, budget: Budget = BUDGET, device: torch.device | str = "cpu") -> Result:
     """Compress the embedded network; decisions on the selection images, the test images read once for the report."""
-    model = demo_model()
-    calibration, _ = demo_images("calibration")
+    model = demo_model().to(device)
+    calibration = demo_images("calibration")[0].to(device)
     batches = {part: list(zip(*(t.split(500) for t in demo_images(part)), strict=True)) for part in ("selection", "test")}
     config = Config(progress=progress)
     result = compress(
