@@ -224,7 +224,7 @@ class Bench:
             small = recover(st.realize(prepared, plan).model)
             score = scorer.score(small)
         row: dict[str, Any] = {
-            "budgets tried": {f"{share:.4f}": drop for share, drop in zip(tried, scorer.drops, strict=True)},
+            "budgets tried": {f"{fraction:.4f}": drop for fraction, drop in zip(tried, scorer.drops, strict=True)},
             "fine-tuning seconds": sum(training.seconds for training in trainings),
             "steps": steps,
         }

@@ -83,7 +83,7 @@ def markdown(results: Results) -> str:
         f"CIFAR-10 (JPEG copy), {before:.2f} % before, no fine-tuning; drop on 10,000 test images, paired standard error."
     ]
     left = [(cell["params kept"], cell.get("macs kept", cell.get("MACs kept"))) for cell in cells.values()]  # old ones say MACs
-    kept = [[f"{100 * share:.2f} %" for share in shares] for shares in left]
+    kept = [[f"{100 * part:.2f} %" for part in parts] for parts in left]
     rows = [[name, plus_minus(cell), *shares] for (name, cell), shares in zip(cells.items(), kept, strict=True)]
     return "\n".join([*lines, "", *table("budget | drop | params kept | MACs kept", rows)])
 

@@ -76,6 +76,16 @@ def test_imports_go_down(place):
         assert lower or target == room(place), f"{place} imports {module}, which is beside or above it"
 
 
+@pytest.mark.parametrize("place", FILES, ids=str)
+def test_no_comprehension_hides_a_name_of_its_file(place):
+    """From Python 3.12 on such a name is the function's own for the whole function: reading the hidden one there fails."""
+    tree = ast.parse(FILES[place].read_text())
+    names = {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    names |= {alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    bound = [target for node in ast.walk(tree) if isinstance(node, ast.comprehension) for target in ast.walk(node.target)]
+    assert not names & {node.id for node in bound if isinstance(node, ast.Name)}
+
+
 def test_no_circle_between_files():
     graph = {place: {MODULES[module] for module in imports(place) if module in MODULES} - {place} for place in FILES}
     graph.pop(Path("__init__"))

@@ -1,4 +1,5 @@
 import json
+import copy
 import warnings
 
 import pytest
@@ -124,8 +125,9 @@ def test_a_network_for_one_batch_size():
 
 def test_wrappers():
     model = nn.Sequential(nn.Conv2d(3, 4, 3))
-    assert unwrap(nn.DataParallel(model)) is model
     assert unwrap(torch.compile(model)) is model
+    wrapped = nn.DataParallel(copy.deepcopy(model))  # moves the network to a GPU, if there is one
+    assert unwrap(wrapped) is wrapped.module
     with pytest.raises(TypeError, match="must be a torch.nn.Module"):
         unwrap(lambda x: x)
     with pytest.raises(TypeError, match="TorchScript"), warnings.catch_warnings():

@@ -137,8 +137,10 @@ def test_modes_and_hooks_are_kept_through_the_refit(case):
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
 def test_wrapped_networks(case, wrap):
-    model, x, _ = case
-    result = st.compress(wrap(model), x[:1], budget=st.Keep(0.7), calibration=[x], config=QUICK)
+    model, x = copy.deepcopy(case[0]), case[1]
+    wrapped = wrap(model)  # DataParallel moves the network to a GPU, if there is one
+    example = x[:1].to(next(model.parameters()).device)
+    result = st.compress(wrapped, example, budget=st.Keep(0.7), calibration=[x], config=QUICK)
     assert type(result.model) is Residual and result.report.kept[1] <= 0.7
 
 

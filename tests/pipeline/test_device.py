@@ -53,6 +53,8 @@ def test_the_device_refuses_tensors_of_another(case):
     assert torch.autograd.grad(model(x).sum(), next(model.parameters()))[0].device == DEVICE
     with pytest.raises(RuntimeError, match="same device"):
         model(x.cpu())
+    with pytest.raises(ValueError, match="the example is on cpu and the network on cuda:0: give example.to"):
+        st.find_layers(model, x.cpu())
     with pytest.raises(RuntimeError, match="same device"):
         x + torch.ones(8)
     with pytest.raises(TypeError, match="numpy"):

@@ -131,7 +131,16 @@ def _run(model: nn.Module, example: Example, what: str, seed: int = 0) -> Any:
             torch.manual_seed(seed)
             return call(model, example)
     except Exception as error:
-        raise ValueError(f"{what}: {first_line(error)}") from error
+        raise ValueError(f"{what}: {first_line(error)}{_apart(model, example)}") from error
+
+
+def _apart(model: nn.Module, example: Example) -> str:
+    """Say that an example lies on another device than the whole network, if it does."""
+    places = [{tensor.device for tensor in tensors} for tensors in (tensors_of(example), model.state_dict().values())]
+    if max(map(len, places)) > 1 or places[0] == places[1]:
+        return ""
+    (given,), (wanted,) = places
+    return f"; the example is on {given} and the network on {wanted}: give example.to({str(wanted)!r})"
 
 
 def _devices(example: Example) -> list[torch.device]:

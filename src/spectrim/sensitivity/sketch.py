@@ -104,7 +104,7 @@ def _samples(
     outputs: object, directions: Sequence[Sequence[Tensor]], seen: Seen, alternatives: Sequence[Alternative]
 ) -> np.ndarray:
     """Return (J_l^T v) . d_l of each alternative, direction and example, (A, directions, N)."""
-    answers = [answer for pairs in seen.values() for _, answer in pairs]
+    answers = [y for pairs in seen.values() for _, y in pairs]
     results = [tensor for tensor in floats(outputs) if tensor.requires_grad]
     pulled = []
     for direction in directions:
