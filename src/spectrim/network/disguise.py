@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from spectrim.network.calling import STOCK
+
 Pads = tuple[tuple[int, int], ...]
 TOLERANCE = 1e-4  # of the largest output, in single precision; a hundred times as much in half precision
 
@@ -35,8 +37,23 @@ class Unmasked:
     baked: bool
 
 
+@dataclass(frozen=True)
+class Inside:
+    """What a layer does with an input.
+
+    Attributes:
+        layer: The stock convolution inside.
+        result: What that returns.
+        answer: What the layer returns.
+    """
+
+    layer: Unmasked
+    result: Tensor
+    answer: Any
+
+
 class _Recorder(TorchDispatchMode):
-    """Keeps the arguments and the answer of every convolution."""
+    """Keeps the arguments and the answer of every convolution, as they were before anything changed them in place."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -45,7 +62,7 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if func is torch.ops.aten.convolution.default:
-            self.found.append((args, result))
+            self.found.append(((args[0].clone(), args[1].clone(), *args[2:]), result.clone()))
         return result
 
 
@@ -57,14 +74,15 @@ def unmask(module: nn.Module, x: Tensor) -> Unmasked | str:
         x: An input (N, S, *spatial).
     """
     name = type(module).__name__
-    found = _looked_into(module, x)
+    found = _only(look_inside(module, x))
     if isinstance(found, str):
         return f"{name} {found}, so a stock layer may not equal it"
     generator = torch.Generator().manual_seed(0)
-    other = _looked_into(module, torch.randn(x.shape, generator=generator, device="cpu").to(x))
+    wide = 10 * torch.randn(x.shape, generator=generator, device="cpu").to(x)  # beyond where a clamp does nothing
+    other = _only(look_inside(module, wide))
     if isinstance(other, str) or (other.padding, other.pad) != (found.padding, found.pad):
         return f"{name} pads its input otherwise for other inputs of one size, so a stock layer may not equal it"
-    if not _close(found.weight, other.weight):
+    if not close(found.weight, other.weight):
         return f"{name} computes its weight from its input, so a stock layer cannot equal it"
     return found
 
@@ -85,10 +103,11 @@ def effective_weight(module: nn.Module, shape: tuple[int, ...]) -> Tensor:
     return found
 
 
-def _looked_into(module: nn.Module, x: Tensor) -> Unmasked | str:
+def look_inside(module: nn.Module, x: Tensor) -> Inside | str:
+    """Run a layer and return the one convolution inside, or why there is no stock one."""
     recorder = _Recorder()
     with torch.no_grad(), recorder:
-        answer = module.forward(x)
+        answer = module.forward(x.clone())
     if len(recorder.found) != 1:
         return f"computes {len(recorder.found)} convolutions"
     (inner, weight, bias, stride, padding, dilation, transposed, output_padding, groups), result = recorder.found[0]
@@ -96,18 +115,34 @@ def _looked_into(module: nn.Module, x: Tensor) -> Unmasked | str:
     geometry = tuple(stride) == tuple(own.stride) and tuple(dilation) == tuple(own.dilation) and groups == own.groups
     if transposed or any(output_padding) or not geometry or weight.shape != own.weight.shape:
         return "convolves with another geometry than its own"
-    if (bias is None) != (own.bias is None) or (bias is not None and not _close(bias, own.bias)):
+    if (bias is None) != (own.bias is None) or (bias is not None and not close(bias, own.bias)):
         return "computes its bias from another"
-    if not isinstance(answer, Tensor) or answer.shape != result.shape or not _close(answer, result):
-        return "does more than a convolution (a norm, an activation or a scale inside)"
     pads = _pads(x, inner)
     if pads is None:
         return "changes its input by more than zeros around it"
-    baked = not _close(weight, own.weight)
+    baked = not close(weight, own.weight)
     if all(before == behind for before, behind in pads):
-        return Unmasked(weight, tuple(p + pad[0] for p, pad in zip(padding, pads, strict=True)), (), baked)
+        padding = tuple(p + pad[0] for p, pad in zip(padding, pads, strict=True))
+        return Inside(Unmasked(weight, padding, (), baked), result, answer)
     around = tuple((p + before, p + behind) for p, (before, behind) in zip(padding, pads, strict=True))
-    return Unmasked(weight, (0,) * len(around), around, baked)
+    return Inside(Unmasked(weight, (0,) * len(around), around, baked), result, answer)
+
+
+def _only(inside: Inside | str) -> Unmasked | str:
+    """Return the convolution inside, if the layer does nothing else."""
+    if isinstance(inside, str):
+        return inside
+    answer, result = inside.answer, inside.result
+    if not isinstance(answer, Tensor) or answer.shape != result.shape or not close(answer, result):
+        return "does more than a convolution (a norm, an activation or a scale inside)"
+    return inside.layer
+
+
+def overridden(module: nn.Module) -> str:
+    """Return the method in which a layer's class computes otherwise than torch's, or nothing."""
+    base = next(kind for kind in STOCK if isinstance(module, kind))
+    methods = ("forward", "_conv_forward")
+    return next((name for name in methods if getattr(type(module), name, None) is not getattr(base, name, None)), "")
 
 
 def _pads(x: Tensor, inner: Tensor) -> Pads | None:
@@ -119,16 +154,17 @@ def _pads(x: Tensor, inner: Tensor) -> Pads | None:
     for axis, (size, inside) in enumerate(sizes):
         others = tuple(other for other in range(x.ndim) if other != axis + 2)
         outline, wanted = inner.abs().float().sum(others), x.abs().float().sum(others)
-        fitting = [start for start in range(inside - size + 1) if _close(outline[start : start + size], wanted)]
+        fitting = [start for start in range(inside - size + 1) if close(outline[start : start + size], wanted)]
         if not fitting:
             return None
         middle = min(fitting, key=lambda start: abs(2 * start - (inside - size)))
         pads.append((middle, inside - size - middle))
     flat = [number for pair in reversed(pads) for number in pair]
-    return tuple(pads) if _close(functional.pad(x, flat), inner) else None
+    return tuple(pads) if close(functional.pad(x, flat), inner) else None
 
 
-def _close(first: Tensor, second: Tensor) -> bool:
+def close(first: Tensor, second: Tensor) -> bool:
+    """Return whether two tensors are the same but for rounding."""
     if first.shape != second.shape:
         return False
     share = TOLERANCE if min(first.element_size(), second.element_size()) >= 4 else 100 * TOLERANCE

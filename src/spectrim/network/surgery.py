@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from spectrim.core.factorization import Factorization, Moments
 from spectrim.core.layer import Layer
 from spectrim.core.plan import Option, Plan
+from spectrim.network.apart import CONV, opened, pieces_of, swap, whole_of
 from spectrim.network.build import build, factorized
 from spectrim.network.calling import Example
 from spectrim.network.copying import duplicate
@@ -70,7 +72,7 @@ def plan_from(model: nn.Module, example: Example, choices: Mapping[str, tuple[ob
         ValueError: If a layer is unknown or cannot be factorized, or the rank is out of range.
         TypeError: If a choice is not a pair of a method and a rank.
     """
-    model = duplicate(model)
+    model = opened(model, example)
     found = survey(model, example)
     options = {}
     for name, choice in choices.items():
@@ -130,7 +132,10 @@ def module_of(model: nn.Module, option: Option) -> nn.Module:
     try:
         module = model.get_submodule(layer.name)
     except AttributeError as error:
-        raise ValueError(f"the plan does not fit the model: it has no layer {layer.name!r}") from error
+        whole = whole_of(model, layer.name)
+        if whole is None:
+            raise ValueError(f"the plan does not fit the model: it has no layer {layer.name!r}") from error
+        module = whole
     weight = getattr(module, "weight", None)
     kind: type[nn.Module] = getattr(nn, layer.kind)
     if not isinstance(module, kind) or not isinstance(weight, Tensor) or tuple(weight.shape) != layer.weight:
@@ -142,9 +147,9 @@ def module_of(model: nn.Module, option: Option) -> nn.Module:
 
 
 def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
-    """Put `new` in place of the module of this name, under every name that it has."""
-    old = model.get_submodule(name)
-    for parent in model.modules():
-        for key, child in parent._modules.items():
-            if child is old:
-                parent._modules[key] = new
+    """Put `new` in place of the module of this name, under every name that it has; what holds it is taken apart if need be."""
+    whole = whole_of(model, name)
+    if whole is None:
+        swap(model, model.get_submodule(name), new)
+    else:
+        swap(model, whole, nn.Sequential(OrderedDict({**pieces_of(whole), CONV: new})))

@@ -20,6 +20,7 @@ from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
 from spectrim.core.layer import Layer, Shape
+from spectrim.network.apart import opened
 from spectrim.network.calling import (
     CONVOLUTIONS,
     STOCK,
@@ -31,11 +32,11 @@ from spectrim.network.calling import (
     evaluation_mode,
     first_line,
     map_tensors,
+    same_outputs,
     tensors_of,
     unwrap,
 )
-from spectrim.network.copying import duplicate
-from spectrim.network.disguise import Unmasked, unmask
+from spectrim.network.disguise import Unmasked, overridden, unmask
 
 TWICE = "the example goes through the model, but the same batch twice does not"
 BATCH = "its input {shape} does not have the batch of {batch} in dimension 0"
@@ -87,7 +88,7 @@ def survey(model: nn.Module, example: Example) -> Survey:
             continue
         hook = _recorder(name, batch, seen, refused)
         handles.append(module.register_forward_hook(hook, prepend=True, with_kwargs=True))
-        if isinstance(module, CONVOLUTIONS) and _overridden(module):
+        if isinstance(module, CONVOLUTIONS) and overridden(module):
             handles.append(module.register_forward_hook(_unmasker(name, unmasked, refused), prepend=True))
     handles += _watched(model, {name for name, module in candidates.items() if isinstance(module, nn.Linear)}, images)
     try:
@@ -117,7 +118,7 @@ def _owners(candidates: Mapping[str, nn.Module]) -> dict[int, list[str]]:
 
 def find_layers(model: nn.Module, example: Example) -> tuple[Layer, ...]:
     """Return the layers that can be factorized, in order of execution; see `survey` for the others. Changes nothing."""
-    return survey(duplicate(model), example).layers
+    return survey(opened(model, example), example).layers
 
 
 def _run(model: nn.Module, example: Example, what: str, seed: int = 0) -> Any:
@@ -173,17 +174,10 @@ def _refusal(module: nn.Module) -> str:
         return f"its weight is {weight.dtype}; only real floating-point weights can be factorized"
     if "forward" in vars(module):
         return "its forward was set on the module itself, so a stock layer may not equal it"
-    overridden = _overridden(module)
-    if overridden and not isinstance(module, CONVOLUTIONS):
-        return f"{type(module).__name__} overrides {base.__name__}.{overridden}, so a stock layer may not equal it"
+    changed = overridden(module)
+    if changed and not isinstance(module, CONVOLUTIONS):
+        return f"{type(module).__name__} overrides {base.__name__}.{changed}, so a stock layer may not equal it"
     return ""
-
-
-def _overridden(module: nn.Module) -> str:
-    """Return the method in which a layer's class computes otherwise than torch's, or nothing."""
-    base = next(kind for kind in STOCK if isinstance(module, kind))
-    methods = ("forward", "_conv_forward")
-    return next((name for name in methods if getattr(type(module), name, None) is not getattr(base, name, None)), "")
 
 
 def _sharing(name: str, module: nn.Module, owners: dict[int, list[str]]) -> str:
@@ -225,20 +219,20 @@ def _misplaced(model: nn.Module, layers: Mapping[str, nn.Module], base: Example,
     batch, plain = batch_size(twice), _run(model, twice, TWICE)
     refused: dict[str, str] = {}
     found = _stood_in(model, layers, twice, batch)
-    if found is None or not _same(plain, found[0]):  # some layer is to blame: each alone
+    if found is None or not same_outputs(plain, found[0]):  # some layer is to blame: each alone
         for name, module in layers.items():
             alone = _stood_in(model, {name: module}, twice, batch, refused)
-            if alone is not None and not _same(plain, alone[0]):
+            if alone is not None and not same_outputs(plain, alone[0]):
                 refused[name] = ASKED
         found = _stood_in(model, {name: layers[name] for name in layers if name not in refused}, twice, batch)
-        if found is None or not _same(plain, found[0]):
+        if found is None or not same_outputs(plain, found[0]):
             return {name: ASKED for name in layers} | refused
     random: bool | None = None
     for name, standin in found[1].items():
         if not standin.shape:
             refused[name] = "the forward calls it by another way than its name (such as a plain list), so it cannot be replaced"
         elif not standin.twice:
-            random = not _same(plain, _run(model, twice, TWICE, seed=1)) if random is None else random
+            random = not same_outputs(plain, _run(model, twice, TWICE, seed=1)) if random is None else random
             streams = standin.shape[0] // batch
             refused[name] = NOISE if random else STREAMS.format(streams=streams) if streams > 1 else ""
         elif standin.calls != calls[name]:
@@ -246,18 +240,6 @@ def _misplaced(model: nn.Module, layers: Mapping[str, nn.Module], base: Example,
         if refused.get(name) == "":
             refused[name] = BATCH.format(shape=standin.shape, batch=batch)
     return refused
-
-
-def _same(first: Any, second: Any) -> bool:
-    """Return whether two outputs are the same but for rounding."""
-    pairs = list(zip(tensors_of(first), tensors_of(second), strict=False))
-    if len(tensors_of(first)) != len(tensors_of(second)) or any(a.shape != b.shape for a, b in pairs):
-        return False
-    return all(
-        torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(a.float().abs().nan_to_num(0, 0, 0).mean()), equal_nan=True)
-        for a, b in pairs
-        if a.is_floating_point() and a.numel()
-    )
 
 
 def _stood_in(

@@ -20,9 +20,9 @@ from spectrim.core.factorization import Factorization, describe, fit_of
 from spectrim.core.layer import Layer, Shape
 from spectrim.core.menu import RESPONSE, LayerMenu
 from spectrim.factorize import CP, ChannelSVD, InputSVD, SpatialSVD, TensorTrain, TiledSVD, Tucker2
+from spectrim.network.apart import opened
 from spectrim.network.build import working_weight
 from spectrim.network.calling import Example, batched
-from spectrim.network.copying import duplicate
 from spectrim.network.counting import counted
 from spectrim.network.survey import survey
 from spectrim.pipeline.config import Config
@@ -139,7 +139,7 @@ def inspect(
         ValueError: If the example does not go through it.
     """
     config = config if isinstance(config, Config) else Config(methods=ALL if config is None else tuple(config))
-    model = duplicate(model)
+    model = opened(model, example)
     found = survey(model, example)
     harms: dict[str, float] = {}
     unit = ""

@@ -19,9 +19,9 @@ from spectrim.core.menu import RESPONSE, Menu
 from spectrim.core.plan import Option, Plan
 from spectrim.core.progress import Spent
 from spectrim.core.search import Search
+from spectrim.network.apart import opened
 from spectrim.network.build import working_weight
 from spectrim.network.calling import Example, batch_size, batched, count, head, undisturbed
-from spectrim.network.copying import duplicate
 from spectrim.network.counting import counted
 from spectrim.network.surgery import checked
 from spectrim.network.survey import Survey, survey
@@ -117,7 +117,7 @@ def prepare(
     """
     config = config or Config()
     batch_size(example)
-    model = duplicate(model)
+    model = opened(model, example)
     check_weights(model)
     if config.refit and calibration is not None:
         check_norms(model)

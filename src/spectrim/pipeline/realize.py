@@ -10,6 +10,7 @@ from torch import nn
 
 from spectrim.core.plan import Plan
 from spectrim.core.progress import Spent
+from spectrim.network.apart import settled
 from spectrim.network.build import factorized
 from spectrim.network.calling import undisturbed
 from spectrim.network.copying import duplicate
@@ -81,7 +82,7 @@ def realize(prepared: Prepared, plan: Plan) -> Realized:
             small = skeleton(plan, prepared.model)
             make_writable(small)
             small.load_state_dict({**small.state_dict(), **piece.entry.tensors})  # extra state is the original's
-    return Realized(small, dict(piece.entry.numbers["decisions"]), ledger.spent)
+    return Realized(settled(small), dict(piece.entry.numbers["decisions"]), ledger.spent)
 
 
 def _batchnorm(prepared: Prepared, small: nn.Module, ledger: Ledger) -> nn.Module:
