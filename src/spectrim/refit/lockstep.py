@@ -75,6 +75,10 @@ class LockStep:
         while self._going():
             with contextlib.suppress(KeyboardInterrupt), self.changed:
                 self.changed.wait(0.2)
+        for thread in self.threads:
+            if thread.ident is not None:
+                with contextlib.suppress(KeyboardInterrupt):
+                    thread.join(1)  # it has nothing left to do
 
     def _going(self) -> bool:
         return any(thread.ident is not None and chunk not in self.finished for chunk, thread in enumerate(self.threads))
