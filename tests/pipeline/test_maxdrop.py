@@ -174,6 +174,16 @@ def test_every_network_is_recovered_before_it_is_evaluated(case, prepared):
     torch.testing.assert_close(result.model(x), shifted)  # what it did is in what is returned, and once
 
 
+def test_what_recovers_may_wrap_the_network_and_nothing_else(prepared):
+    evaluate, bound = Bounded(lambda kept: 20 * (1 - kept)), st.MaxDrop(6.0, "params")
+    result = st.maxdrop(prepared, bound, evaluate, lambda network: torch.optim.swa_utils.AveragedModel(network))
+    assert type(result.model) is type(prepared.model) and result.report.measured_harm is not None
+    with pytest.raises(TypeError, match="recover returned NoneType; it must return the network"):
+        st.maxdrop(prepared, bound, Bounded(lambda kept: 20 * (1 - kept)), lambda network: None)
+    with pytest.raises(ValueError, match="recover returned a network with other parameters or buffers \\(0"):
+        st.maxdrop(prepared, bound, Bounded(lambda kept: 20 * (1 - kept)), nn.Sequential)
+
+
 def test_recovery_that_helps_finds_more_compression(prepared):
     def drop_of(healing):
         return Bounded(lambda kept: healing * 20 * (1 - kept))

@@ -12,7 +12,7 @@ from spectrim.core.plan import Plan
 from spectrim.core.progress import Spent
 from spectrim.core.records import Score, Try
 from spectrim.network.accuracy import Evaluate, Scorer
-from spectrim.network.calling import undisturbed
+from spectrim.network.calling import undisturbed, unwrap
 from spectrim.pipeline.account import account
 from spectrim.pipeline.bracket import RESOLUTION, Bracket
 from spectrim.pipeline.choose import choose, scored
@@ -93,6 +93,26 @@ class Trial:
     score: Score
 
 
+def _recovered(recover: Recover, small: nn.Module) -> nn.Module:
+    """Return the network that the user's function makes of a compressed one, without the wrapper that it may come in.
+
+    Raises:
+        TypeError: If it returns no network.
+        ValueError: If it returns a network with other parameters or buffers.
+    """
+    names = set(small.state_dict())
+    found: object = recover(small)
+    if not isinstance(found, nn.Module):
+        raise TypeError(f"recover returned {type(found).__name__}; it must return the network given, or a copy")
+    model = unwrap(found)
+    other = sorted(names ^ set(model.state_dict()))
+    if other:
+        raise ValueError(
+            f"recover returned a network with other parameters or buffers ({', '.join(other[:3])}); only values may change"
+        )
+    return model
+
+
 class _Trials:
     """Plans and networks by budget, each made once, and what they took."""
 
@@ -116,7 +136,7 @@ class _Trials:
             ledger, realized = self.prepared.ledger(), realize(self.prepared, plan)
             if self.recover is not None:
                 with ledger.stage("recover"):
-                    realized = replace(realized, model=self.recover(realized.model))
+                    realized = replace(realized, model=_recovered(self.recover, realized.model))
             with ledger.stage("evaluate"):
                 score = self.scorer.score(realized.model)
             self.found[name] = Trial(plan, realized, score)
