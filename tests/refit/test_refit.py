@@ -174,15 +174,20 @@ class Fickle(nn.Module):
         return self.head(y.mean((2, 3)))
 
 
+def chunks_going():
+    """Threads of the refit; torch has some of its own where there is a GPU."""
+    return [thread for thread in threading.enumerate() if thread.name.startswith("chunk ")]
+
+
 def test_a_forward_that_takes_other_paths_is_refused_and_its_threads_end():
-    model, before = Fickle().eval(), threading.active_count()
+    model = Fickle().eval()
     batches = [torch.rand(4, 3, 6, 6), -torch.rand(4, 3, 6, 6)]
     layers = {layer.name: layer for batch in batches for layer in st.find_layers(model, batch)}
     moments = gather_moments(model, list(layers.values()), batches)
     plan = st.Plan({n: st.Option(l, st.ChannelSVD(), 2, 0.0, True) for n, l in layers.items()}, st.cost(model, batches[0]))
     with pytest.raises(RuntimeError, match="takes another path for other inputs, so it cannot be refitted; use refit=False"):
         list(refit(model, plan, batches, moments))
-    assert threading.active_count() == before
+    assert not chunks_going()
 
 
 class Late(Residual):
@@ -195,7 +200,7 @@ class Late(Residual):
 
 @pytest.mark.parametrize("stop", ["early", "error"])
 def test_nothing_is_left_behind_when_the_refit_ends_early(stop):
-    x, before = torch.randn(12, 3, 8, 8), threading.active_count()
+    x = torch.randn(12, 3, 8, 8)
     model = settle(Residual(), x)
     batches, moments = gathered(model, x)
     plan = everything(model, x, st.ChannelSVD(), 0.5)
@@ -206,9 +211,9 @@ def test_nothing_is_left_behind_when_the_refit_ends_early(stop):
             list(refit(model.eval(), plan, batches, moments))
     else:
         layers = refit(model, plan, batches, moments)
-        assert next(layers).name == "stem" and threading.active_count() > before
+        assert next(layers).name == "stem" and chunks_going()
         layers.close()
-    assert threading.active_count() == before
+    assert not chunks_going()
 
 
 def test_a_branch_that_its_batchnorm_silences():

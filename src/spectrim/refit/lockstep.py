@@ -29,7 +29,9 @@ class LockStep:
         self.messages: dict[int, Any] = {}
         self.finished: set[int] = set()
         self.work = work
-        self.threads = [threading.Thread(target=self._body, args=(chunk,), daemon=True) for chunk in range(count)]
+        self.threads = [
+            threading.Thread(target=self._body, args=(chunk,), name=f"chunk {chunk}", daemon=True) for chunk in range(count)
+        ]
 
     def advance(self, chunk: int) -> Any:
         """Let a chunk go on until it waits again, and return what it waits with; None once it has ended.
