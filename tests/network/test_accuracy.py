@@ -86,3 +86,13 @@ def test_what_is_no_score_gets_a_sentence(evaluate, words):
 def test_outputs_that_are_no_logits():
     with pytest.raises(ValueError, match="the network's output is 4 x 1; top-1 needs logits of two classes or more"):
         check_labels(torch.zeros(4, dtype=torch.long), torch.zeros(4, 1))
+
+
+def test_scores_that_are_no_fractions_keep_their_unit():
+    decibels = Scorer(lambda model: 30.5 if model is FIRST else 30.25, FIRST).score(SECOND)
+    assert decibels.drop == 0.25 and decibels.text() == "30.50 -> 30.25 (drop 0.25)"
+    share = Scorer(lambda model: 0.875 if model is FIRST else 0.75, FIRST).score(SECOND)
+    assert share.drop == 12.5 and share.text() == "87.50 -> 75.00 (drop 12.50 points)"
+
+
+FIRST, SECOND = nn.Linear(2, 2), nn.Linear(2, 2)

@@ -5,7 +5,7 @@ import math
 import threading
 import types
 from collections import defaultdict, namedtuple
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -383,6 +383,55 @@ def test_harm_is_of_images_that_no_fit_saw_or_the_report_says_so():
     wide = nn.Sequential(nn.Flatten(), nn.Linear(192, 40), nn.ReLU(), nn.Linear(40, 5))
     notes = st.compress(wide, X, budget=st.Keep(0.6), calibration=[many], config=QUICK).report.notes
     assert any("48 images are few for 1" in note and "about 384 would do" in note for note in notes)
+
+
+class Outputs(nn.Module):
+    """A small network whose outputs are arranged by the test."""
+
+    def __init__(self, arrange):
+        super().__init__()
+        self.stem, self.layer, self.arrange = conv(3, 8), conv(8, 6), arrange
+
+    def forward(self, x):
+        return self.arrange(self.layer(torch.relu(self.stem(x))))
+
+
+@pytest.mark.parametrize("harm", [None, lambda found, wanted: (found - wanted).square().mean()], ids=["default", "own"])
+@pytest.mark.parametrize("width", [8, 7], ids=["that divides the batch", "that does not"])
+def test_outputs_with_the_batch_behind_are_refused(harm, width):
+    """(T, N, C), as CTC wants it: harms would be a fraction of what they are, of T over N."""
+    model, data = Outputs(lambda y: y.mean(2).permute(2, 0, 1)).eval(), torch.randn(32, 3, 8, width)
+    with pytest.raises(ValueError, match="its batch is dimension 1, .* batch first, as y.movedim\\(1, 0\\)"):
+        st.prepare(model, data[:1], calibration=[data], config=replace(QUICK, harm=harm))
+    wrapped = nn.Sequential(model, nn.Module())
+    wrapped[1].forward = lambda y: y.movedim(1, 0)
+    assert st.prepare(wrapped, data[:1], calibration=[data], config=replace(QUICK, harm=harm)).menu.layers
+
+
+def test_outputs_that_ones_own_harm_does_not_look_at_may_be_anything():
+    def arrange(y):
+        return y.mean((2, 3)), y.mean(), [torch.rand(1 + int(y.sum().abs() * 1e3) % 4, 4)], {"time": y.mean(2).permute(2, 0, 1)}
+
+    def harm(found, wanted):
+        return (found[0] - wanted[0]).square().mean() / wanted[0].square().mean()
+
+    model, plain = Outputs(arrange).eval(), Outputs(lambda y: (y.mean((2, 3)),)).eval()
+    plain.load_state_dict(model.state_dict())
+    found, alone = (
+        st.compress(each, X, budget=st.Keep(0.6), calibration=[DATA], config=replace(QUICK, harm=harm))
+        for each in (model, plain)
+    )
+    assert found.plan == alone.plan and found.report.measured_harm == pytest.approx(alone.report.measured_harm)
+    with pytest.raises(ValueError, match="returns a scalar"):
+        st.compress(model, X, budget=st.Keep(0.6), calibration=[DATA], config=QUICK)
+
+
+def test_a_module_of_python_among_the_attributes_is_shared():
+    model = nn.Sequential(conv(3, 8), nn.Flatten(), nn.LazyLinear(5))
+    model(X)
+    model.config, model[0].tools = math, [{"library": functional}]
+    result = st.compress(model, X, budget=st.Keep(0.6), calibration=[DATA], config=QUICK)
+    assert result.model.config is math and result.plan
 
 
 class Same(nn.Conv2d):

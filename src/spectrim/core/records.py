@@ -34,9 +34,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Score:
-    """Scores between 0 and 1 before and after, and the drop in points.
+    """Scores before and after, and the drop: in points if they are fractions, else (decibels, say) in their own unit.
 
-    `standard_error` is that of the drop, in points, paired over the `examples`; None where evaluate returns a number only.
+    `standard_error` is that of the drop, paired over the `examples`; None where evaluate returns a number only.
     """
 
     before: float
@@ -45,15 +45,26 @@ class Score:
     examples: int | None = None
 
     @property
+    def scale(self) -> int:
+        """What scores are shown times: 100 if the original's is a fraction, 1 if not."""
+        return 100 if abs(self.before) <= 1 else 1
+
+    @property
+    def unit(self) -> str:
+        """` points` behind a drop of fractions, else nothing."""
+        return " points" if self.scale == 100 else ""
+
+    @property
     def drop(self) -> float:
-        """Points lost."""
-        return 100 * (self.before - self.after)
+        """Points lost, of a score that is a fraction; of another what it lost."""
+        return self.scale * (self.before - self.after)
 
     def text(self) -> str:
         """Return the three numbers in words."""
         error = "" if self.standard_error is None else f" +- {self.standard_error:.2f}"
         count = "" if self.examples is None else f", {self.examples:,} images"
-        return f"{100 * self.before:.2f} -> {100 * self.after:.2f} (drop {self.drop:.2f}{error} points{count})"
+        before, after = self.scale * self.before, self.scale * self.after
+        return f"{before:.2f} -> {after:.2f} (drop {self.drop:.2f}{error}{self.unit}{count})"
 
 
 @dataclass(frozen=True)
@@ -290,7 +301,8 @@ class Report:
         ]
         for name, score in (("score, selection", self.selection), ("score, test", self.test)):
             if score is not None:
-                rows.append((name, f"{100 * score.before:.2f}", f"{100 * score.after:.2f}", f"{score.drop:.2f} points lost"))
+                before, after = (f"{score.scale * value:.2f}" for value in (score.before, score.after))
+                rows.append((name, before, after, f"{score.drop:.2f}{score.unit} lost"))
         cells = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
         head = f"<caption>{escape(self.title)}</caption><tr><th></th><th>before</th><th>after</th><th></th></tr>"
         return f"<table>{head}{cells}</table>"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -114,8 +115,8 @@ class Scorer:
                 "the same examples each time"
             )
         lost = before - after
-        error = 100 * float(lost.std()) / math.sqrt(len(lost)) if len(lost) > 1 else None
-        return Score(float(before.mean()), float(after.mean()), error, len(lost))
+        found = Score(float(before.mean()), float(after.mean()), None, len(lost))
+        return replace(found, standard_error=found.scale * float(lost.std()) / math.sqrt(len(lost))) if len(lost) > 1 else found
 
     def _run(self, model: nn.Module) -> float | Tensor:
         try:

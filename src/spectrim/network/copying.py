@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import sys
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -25,7 +26,8 @@ def duplicate(model: nn.Module) -> nn.Module:
     """
     model = unwrap(model)
     check_forwards(model)
-    memo = {id(tensor): tensor.detach().clone() for tensor in _graph_tensors(model)}
+    memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in _graph_tensors(model)}
+    memo |= {id(module): module for module in sys.modules.values()}  # Python's, which a copy shares
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:
@@ -120,7 +122,7 @@ def _culprit(model: nn.Module) -> str:
             if key in ("_modules", "_parameters", "_buffers"):
                 continue
             try:
-                copy.deepcopy(value, {id(other): other for other in model.modules()})
+                copy.deepcopy(value, {id(other): other for other in (*model.modules(), *sys.modules.values())})
             except Exception:
                 return f"{name}.{key}" if name else key
     return ""

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from spectrim.core.cost import Cost
@@ -16,7 +16,7 @@ from spectrim.network.state import extra_state
 from spectrim.network.survey import Survey
 from spectrim.pipeline.calibration import Images
 from spectrim.pipeline.config import Config
-from spectrim.sensitivity.divergence import check, floats
+from spectrim.sensitivity.divergence import check, output_harm, that_count
 
 EACH = 2  # observations that a layer wants for each of its inputs
 
@@ -80,28 +80,45 @@ def check_outputs(model: nn.Module, images: Images, config: Config, together: in
     Raises:
         ValueError: If they have no batch in dimension 0, differ in shape from input to input, or the user's harm fails.
     """
+    batch, harm = images.fitting[0], config.harm or output_harm
+    size = batch_size(batch)
+    half = size // 2 // together * together
     with torch.no_grad(), evaluation_mode(model):
-        outputs = call(model, images.fitting[0])
-        size = batch_size(images.fitting[0])
-        if config.harm is None:
-            for tensor in floats(outputs):
-                if not tensor.ndim or not tensor.shape[0] or (size % tensor.shape[0] and tensor.shape[0] % size):
-                    what = "a scalar (0-dim) tensor" if not tensor.ndim else f"a tensor of shape {tuple(tensor.shape)}"
-                    raise ValueError(
-                        f"the network returns {what} for a batch of {size}, so harm cannot be told image by image; give "
-                        "Config(harm=...) of the outputs that count, or wrap the model in a module that returns those alone"
-                    )
-            half = size // 2 // together * together
-            parts = [head(images.fitting[0], half), tail(images.fitting[0], half)] if half else []
-            shapes = [[tuple(tensor.shape) for tensor in floats(call(model, part))] for part in parts]
-            if (parts and shapes[0] != shapes[1]) or not floats(outputs):
-                raise ValueError(
-                    "the network's outputs differ in number or shape from input to input (as a detector's boxes do), so they "
-                    "cannot be compared; give Config(harm=...) of outputs, or wrap the model in a module that returns raw maps"
-                )
-    if config.harm is not None and config.gradient:
+        outputs = call(model, batch)
+        parts = [call(model, part(batch, half)) for part in (head, tail)] if half else []
+    if config.harm is not None:
+        if not config.gradient:
+            return outputs  # nothing is asked of the harm but its value
         check(config.harm, outputs)
+    counting = [that_count(found, harm) for found in (outputs, *parts)]
+    for tensor in counting[0]:
+        if not tensor.ndim or not tensor.shape[0] or (size % tensor.shape[0] and tensor.shape[0] % size):
+            raise ValueError(_no_batch(tensor, size))
+    shapes = [[tuple(tensor.shape) for tensor in found] for found in counting]
+    if (parts and shapes[1] != shapes[2]) or not counting[0]:
+        raise ValueError(
+            "the network's outputs differ in number or shape from input to input (as a detector's boxes do), so they "
+            "cannot be compared; give Config(harm=...) of outputs, or wrap the model in a module that returns raw maps"
+        )
+    for tensor, part in zip(counting[0], counting[1] if parts else (), strict=bool(parts)):
+        if len(tensor) * half != len(part) * size:
+            raise ValueError(_no_batch(tensor, size))
     return outputs
+
+
+def _no_batch(tensor: Tensor, size: int) -> str:
+    """Say that a tensor that counts has no batch in dimension 0."""
+    what = f"a tensor of shape {tuple(tensor.shape)}" if tensor.ndim else "a scalar (0-dim) tensor"
+    if size in tensor.shape[1:]:
+        axis = tensor.shape[1:].index(size) + 1
+        return (
+            f"the network returns {what} for a batch of {size}: its batch is dimension {axis}, so harm cannot be told image by "
+            f"image; wrap the model in a module that returns it batch first, as y.movedim({axis}, 0) does"
+        )
+    return (
+        f"the network returns {what} for a batch of {size}, so harm cannot be told image by image; give "
+        "Config(harm=...) of the outputs that count, or wrap the model in a module that returns those alone"
+    )
 
 
 def examples_together(model: nn.Module, example: Example) -> int:

@@ -54,7 +54,16 @@ def slope(outputs: Any, reference: Any, harm: Harm) -> list[Tensor]:
     """Return the gradient of each example's harm by each output tensor, (N, ...)."""
     found, value = _evaluated(outputs, reference, harm)
     gradients = torch.autograd.grad(value, found, allow_unused=True)
-    return [len(x) * (torch.zeros_like(x) if g is None else g) for x, g in zip(found, gradients, strict=True)]
+    return [torch.zeros_like(x) if g is None else len(x) * g for x, g in zip(found, gradients, strict=True)]
+
+
+def that_count(outputs: Any, harm: Harm) -> list[Tensor]:
+    """Return the floating-point tensors of an output that a harm looks at: all, or those that a user's depends on."""
+    if harm is output_harm:
+        return floats(outputs)
+    found, value = _evaluated(outputs, detached(outputs), harm)
+    used = torch.autograd.grad(value, found, allow_unused=True)
+    return [x for x, g in zip(floats(outputs), used, strict=True) if g is not None]
 
 
 def curvature_root(outputs: Any, reference: Any, harm: Harm, generator: torch.Generator) -> list[Tensor]:
@@ -85,18 +94,20 @@ def root_times(outputs: Any, reference: Any, harm: Harm, noise: list[Tensor]) ->
     if harm is not output_harm:
         found, value = _evaluated(outputs, reference, harm, create_graph=True)
         first = torch.autograd.grad(value, found, create_graph=True, allow_unused=True)
+        used = [x for x, g in zip(found, first, strict=True) if g is not None]  # others may have no batch at all
 
         def bent(vectors: Tensor) -> Tensor:
             """Return H times one vector (D,) for each example."""
-            split = _split(vectors, found)
-            terms = [(g * v).sum() for g, v in zip(first, split, strict=True) if g is not None]
+            terms = [(g * v).sum() for g, v in zip([g for g in first if g is not None], _split(vectors, used), strict=True)]
             total = torch.stack(terms).sum()
             if not total.requires_grad:
                 return torch.zeros_like(vectors)
-            second = torch.autograd.grad(total, found, retain_graph=True, allow_unused=True)
-            return len(vectors) * _joined([torch.zeros_like(x) if h is None else h for x, h in zip(found, second, strict=True)])
+            second = torch.autograd.grad(total, used, retain_graph=True, allow_unused=True)
+            return len(vectors) * _joined([torch.zeros_like(x) if h is None else h for x, h in zip(used, second, strict=True)])
 
-        return _split(_lanczos(bent, _joined(noise)), found)
+        start = _joined([e for e, g in zip(noise, first, strict=True) if g is not None])
+        roots = iter(_split(_lanczos(bent, start), used))
+        return [torch.zeros_like(x) if g is None else next(roots) for x, g in zip(found, first, strict=True)]
     if is_logits(reference):
         q = floats(outputs)[0].detach().float().softmax(1)
         mixed = q.sqrt() * noise[0]
