@@ -13,7 +13,8 @@ BUDGET = {"--keep": "0.6"}
 
 def called(world, home, command, change):
     """Call a command with other words than a right line has; None takes one away."""
-    words = {"": next(word for word, right in lines.ARGUMENT[command] if right)} | lines.BASE[command] | change
+    argument = {"": next(word for word, right in lines.ARGUMENT[command] if right)} if command in lines.ARGUMENT else {}
+    words = argument | lines.BASE[command] | change
     line = [command]
     for name, word in words.items():
         if word is not None:
@@ -122,6 +123,8 @@ def called(world, home, command, change):
         ("compress", {"--device": "meta"}, "the device 'meta' cannot be used"),
         ("evaluate", {"--images": "0"}, "--images is 0; it must be a whole number of at least 1"),
         ("evaluate", {"--images": "-1"}, "'-1' is out of range"),
+        ("evaluate", {"--data": ""}, "the data '' is not understood"),
+        ("demo", {"--out": ""}, "the output '' exists already"),
         ("evaluate", {"": "{w}/letters"}, "letters/report.json' cannot be used: it is no text"),
         # words that would be ignored
         ("compress", {"--selection": "npz:{w}/held.npz"}, "--selection has images for decisions: it needs --max-drop"),

@@ -63,7 +63,7 @@ def evaluate(
         import_methods(plan.read_text(), methods, [_found(spec, source) for spec in recorded if ":" in spec])
     original = make_model(_found(source.model, source)).to(device_of(device))
     small = load(run, original).to(device)
-    labelled = data or _found(source.data, source)
+    labelled = _found(source.data, source) if data is None else data
     specs = Specs(data=labelled, calibration=labelled, input_shape=source.input, mean=source.mean, std=source.std)
     testing = split_data(specs, images=(1, 0)).test
     if images is not None:

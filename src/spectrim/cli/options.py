@@ -225,7 +225,7 @@ def score_original(
         sources: The images.
         progress: Called with the stage.
         test: Whether the test images are to be scored.
-        training: How many training images to try.
+        training: How many training images to try, and as many of those for decisions.
 
     Returns:
         What compares with the original on the test images, if these are to be scored.
@@ -234,6 +234,8 @@ def score_original(
     if training:
         with named("--calibration"):
             Accuracy(first_examples(sources.training, training))(network)
+        with named("the images for decisions"):
+            Accuracy(first_examples(sources.selection, training))(network)
     with named("--data"):
         scorer = Scorer(Accuracy(sources.test), network) if test else None
     progress("the network as given", 1.0)
@@ -275,9 +277,11 @@ def check_score(network: nn.Module, sources: Sources, scorer: Scorer | None, *, 
 
 def print_original(sources: Sources, scorer: Scorer | None) -> None:
     """Print how images become inputs, and what the original network scores as given."""
+    shape = " x ".join(map(str, sources.example.shape[1:]))
+    taken = "as they are"
     if sources.form is not None:
         mean, std = (", ".join(f"{value:g}" for value in values) for values in (sources.form.mean, sources.form.std))
-        height, width = sources.form.size
-        err.print(f"inputs  {sources.form.channels} x {height} x {width}, mean {mean}, std {std}", highlight=False)
+        taken = f"mean {mean}, std {std}"
+    err.print(f"inputs  {shape}, {taken}", highlight=False)
     if scorer is not None:
         err.print(f"top-1 of the network as given, on the test images  {100 * scorer.mean:.2f}", highlight=False)
