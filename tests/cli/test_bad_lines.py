@@ -2,10 +2,12 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
 import lines
+from spectrim.cli.datasets import open_images
 from world import at_home, run
 
 BUDGET = {"--keep": "0.6"}
@@ -130,6 +132,7 @@ def called(world, home, command, change):
         ("compress", {"--selection": "npz:{w}/held.npz"}, "--selection has images for decisions: it needs --max-drop"),
         ("compress", {"--plan": "{w}/run/plan.json", "--methods": None, "--exclude": "0"}, "leave --search, --exclude"),
         ("train", {"--plan": "{w}/run/plan.json", "--keep": None}, "give --methods only for what the plan needs"),
+        ("train", {"--keep": "0.7", "--every": "1", "--mean": "100"}, "lower the rate (now 0.02)"),  # and nothing is kept
         ("train", {"--keep": None, "--metric": "flops"}, "metric is 'flops'; allowed are 'params' and 'macs'"),
         # places
         ("compress", {"--out": "/proc/x"}, "the output '/proc/x' cannot be written: FileNotFoundError: No such file"),
@@ -174,3 +177,14 @@ def test_a_run_is_evaluated_from_any_folder(world):
         os.chdir(home / "new")
         code, out, err = called(world, home, "evaluate", {})
         assert code == 0 and "->" in out and "40 images" in out, err
+
+
+def test_a_folder_of_a_class_that_may_not_be_read_is_not_passed_over(world, monkeypatch):
+    def locked(self, iterdir=Path.iterdir):
+        if self.name == "class1":
+            raise PermissionError(13, "Permission denied", str(self))
+        return iterdir(self)
+
+    monkeypatch.setattr(Path, "iterdir", locked)
+    with pytest.raises(ValueError, match=r"class1' cannot be read: Permission denied"):
+        open_images(f"imagefolder:{world}/four")

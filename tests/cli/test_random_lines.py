@@ -1,6 +1,6 @@
 """Random command lines, right and nearly right: the exit code says what happened, never a traceback, nothing of the user's is lost.
 
-`SPECTRIM_EXAMPLES=2000 pytest tests/cli/test_random_lines.py` runs so many, other ones each time.
+`SPECTRIM_EXAMPLES=2000 pytest tests/cli/test_random_lines.py` runs so many, other ones each time, and every word alone.
 """
 
 import contextlib
@@ -8,6 +8,7 @@ import io
 import os
 from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as drawn
@@ -98,7 +99,8 @@ def typed(command, words, scramble, places):
     parts = [(name, word.replace("{w}", places[0]).replace("{h}", places[1])) for name, word, _ in words]
     flags = [name for name, entries in lines.OPTIONS[command].items() if entries is lines.FLAG]
     if scramble == "missing":
-        needed = [part for part in parts if part[0] in ("", "--data", "--out")] if command != "demo" else []
+        names = ("", "--data", "--out") if command in ("compress", "train") else ("",)
+        needed = [part for part in parts if part[0] in names]
         parts = [part for part in parts if part != needed[-1]] if needed else [*parts, ("--nothing", "")]
     if scramble == "repeat":
         values = [part for part in parts if part[0] and part[0] not in (*flags, "--exclude")]
@@ -173,7 +175,7 @@ def _shape(given):
 
 
 @settings(
-    max_examples=EXAMPLES or 60,
+    max_examples=EXAMPLES or 30,
     phases=(Phase.generate,),
     deadline=None,
     derandomize=not EXAMPLES,
@@ -217,3 +219,17 @@ def check_line(world, command, words, scramble=None):
             assert st.Report.from_json(out) == report
         if command != "demo":
             check_result(target, given, report)
+
+
+@pytest.mark.skipif(not EXAMPLES, reason="a quarter of an hour; SPECTRIM_EXAMPLES=1 runs it")
+@pytest.mark.parametrize("command", lines.OPTIONS)
+def test_every_word_alone(world, command):
+    for budget in lines.BUDGETS.get(command, [{}])[:2]:
+        start = {name: (word, True) for name, word in (lines.BASE[command] | budget).items()}
+        tables = dict(lines.OPTIONS[command])
+        if command in lines.ARGUMENT:
+            start, tables[""] = {"": lines.ARGUMENT[command][0]} | start, lines.ARGUMENT[command]
+        for name, entries in tables.items():
+            for entry in entries:
+                words = [(key, *value) for key, value in (start | {name: entry}).items()]
+                check_line(world, command, words)

@@ -271,7 +271,7 @@ def check_score(network: nn.Module, sources: Sources, scorer: Scorer | None, *, 
         )
     for told in faults:
         if deciding:
-            raise ValueError(f"{told} --max-drop cannot decide on such a score")
+            raise ValueError(f"{told} --max-drop cannot decide on such scores")
         err.print(f"warning  {told}", soft_wrap=True, highlight=False, markup=False)
 
 

@@ -89,6 +89,11 @@ def _folder(path: Path, split: str) -> Images:
     if not path.is_dir():
         raise ValueError(f"{str(path)!r} is no folder; expected one with a folder per class, as DIR/class/picture.jpg")
     classes = sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
+    for child in classes:
+        try:
+            next(child.iterdir(), None)
+        except OSError as error:  # which rglob passes over
+            raise ValueError(f"the folder {str(child)!r} cannot be read: {error.strerror}") from error
     files = [
         (file, label)
         for label, child in enumerate(classes)

@@ -93,7 +93,12 @@ class Run:
         (self.partial / ARGUMENTS).write_text(json.dumps(dict(self.arguments), indent=1))
         try:
             yield
-        except (ValueError, TypeError, BudgetError):  # other arguments are needed, for which the work would be of no use
+        except (
+            ValueError,
+            TypeError,
+            BudgetError,
+            FloatingPointError,
+        ):  # other arguments are needed, for which the work would be of no use
             if not begun:
                 self.clear()
             raise
