@@ -106,8 +106,9 @@ def _checked_output(folder: str | os.PathLike[str], beside: str) -> Path:
         what = "not writable" if place.is_dir() else "no folder"
         raise ValueError(f"the output {str(folder)!r} cannot be written, since {str(place)!r} is {what}; choose another place")
     longest = max(path.relative_to(place).parts, key=len, default=path.name)
-    for where in {place, path.parent} if place == path and beside else {place}:
-        Path(tempfile.mkdtemp(prefix=f".{longest}-", suffix=beside, dir=where)).rmdir()  # some places say that they can
+    where = place if place != path else path.parent
+    if place != path or beside:  # some places say that they can be written; nothing is put where another process may look
+        Path(tempfile.mkdtemp(prefix=f".{longest}-", suffix=beside, dir=where)).rmdir()
     return path
 
 
