@@ -84,7 +84,9 @@ def _contradiction(command, given):
         len(kinds) > 1
         or (True in kinds and bool({"--mean", "--std", "--input"} & names))
         or ("--selection" in given and given["--selection"] in (given.get("--data"), given.get("--calibration")))
-        or ("--plan" in names and bool({"--search", "--methods", "--exclude", "--multiple-of"} & names))
+        or (
+            "--plan" in names and bool({"--search", "--methods", "--exclude"} & names or given.get("--multiple-of", "1") != "1")
+        )
         or (command == "compress" and ({"--keep", "--max-drop"} <= names or not {"--keep", "--max-drop", "--plan"} & names))
         or (command == "compress" and ((changed and not epochs) or (epochs and "--calibration" not in names)))
         or (command == "compress" and "--selection" in names and not epochs and "--max-drop" not in names)
