@@ -16,4 +16,5 @@ def training(files, out, *more):
     data = ["--data", f"npz:{files}/test.npz", "--calibration", f"npz:{files}/calibration.npz", "--images", "64"]
     common = ["train", "spectrim.demo:FashionNet", "--weights", str(files / "w.safetensors"), *data]
     every = ["--every", "3"] if {"--keep", "--plan"} & set(more) and "--every" not in more else []
-    return [*common, *FAST, "--epochs", "2", *every, "--out", str(out), *more]
+    methods = () if "--plan" in more else FAST
+    return [*common, *methods, "--epochs", "2", *every, "--out", str(out), *more]

@@ -1,9 +1,18 @@
-"""What the command line's tests leave out, since it takes most of their time and others look at it."""
+"""What the tests of the command line share, and leave out since it takes most of their time and others look at it."""
+
+import functools
+import sys
+from pathlib import Path
 
 import pytest
 
+import spectrim as st
+from spectrim import cli
 from spectrim.factorize import cp
+from spectrim.pipeline import account
 from spectrim.report import html
+from spectrim.targets.torch import measure
+from world import edit_world, make_world, run
 
 
 @pytest.fixture(autouse=True)
@@ -12,3 +21,20 @@ def _quick(monkeypatch):
     monkeypatch.setattr(html, "_plots", lambda report: [])
     monkeypatch.setattr(cp, "SWEEPS", 3)
     monkeypatch.setattr(cp, "SWEEPS_NEAR", 2)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    network = make_world(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(account, "measure", functools.partial(measure, seconds=0.0))
+        patch.setattr(sys.modules["spectrim.pipeline.result"], "page", lambda report: "a page")
+        patch.chdir(folder)  # other places than where it is evaluated
+        line = ["compress", "nets.py:build", "--data", "npz:test.npz", "--calibration", "npz:train.npz", "--weights", "w.pth"]
+        assert run([*line, "--methods", "ChannelSVD", "--keep", "0.6", "--out", "run"])[0] == 0
+        model, report = st.load("run", network), st.Report.from_json(Path("run/report.json").read_text())
+        result = st.Result(model, st.Plan.from_json(Path("run/plan.json").read_text()), report)
+        patch.setattr(cli.demo, "run_demo", lambda progress, device: result)
+        edit_world(folder)
+        yield folder

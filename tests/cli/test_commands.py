@@ -240,7 +240,7 @@ def test_methods_and_rank_selections_of_third_parties(files, tmp_path, capsys):
         ({"MODEL": "{here}/broken.py:build"}, 2, "broken.py, line 2)"),
         ({"MODEL": "{here}/typo.py:build"}, 2, "typo.py, line 1)"),
         ({"MODEL": "a:b:c"}, 2, "'a:b:c' cannot be imported"),
-        ({"MODEL": "{here}/nothing.py:build", "--weights": None}, 2, "top-1 needs logits"),
+        ({"MODEL": "{here}/nothing.py:build", "--weights": None}, 2, "the model has no parameters"),
         (
             {"--weights": "{here}/other.safetensors"},
             2,

@@ -6,7 +6,9 @@ done, for --resume).
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -15,8 +17,11 @@ from cyclopts import App, CycloptsError
 
 import spectrim
 from spectrim.cli import compress, demo, evaluate, inspect, train
+from spectrim.cli.models import told
 from spectrim.cli.terminal import err
 from spectrim.core.cost import BudgetError
+
+LONG = re.compile(r"\S{200,}")  # a word that would fill the screen
 
 app = App(
     name="spectrim",
@@ -31,6 +36,9 @@ for command in (demo.demo, inspect.inspect, compress.compress, train.train, eval
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     warnings.simplefilter("ignore")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # of a name that the terminal cannot show
     try:
         app(
             list(arguments) if arguments is not None else None,
@@ -43,18 +51,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         return _fail("interrupted", 130, error)
     except CycloptsError as error:
-        return _fail(f"{' '.join(str(error).split())} (spectrim --help tells more)", 2)
+        return _fail(f"{error} (spectrim --help tells more)", 2)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
-        return _fail(" ".join(str(error).split()) or type(error).__name__, 2, error)
+        return _fail(_text(error), 2, error)
+    except SystemExit as error:
+        return _fail(f"the code of the model or of the data ended the program: {told(error)}", 2, error)
     except Exception as error:  # of the user's own model or data code, or a mistake of ours
         if os.environ.get("SPECTRIM_TRACEBACK"):
             raise
-        return _fail(f"{type(error).__name__}: {' '.join(str(error).split())} (SPECTRIM_TRACEBACK=1 shows where)", 2, error)
+        return _fail(f"{type(error).__name__}: {error} (SPECTRIM_TRACEBACK=1 shows where)", 2, error)
     return 0
 
 
+def _text(error: Exception) -> str:
+    """Return what an error says; of a file's, what the system says of it and its name."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror + (f": {str(error.filename)!r}" if error.filename else "")
+    return str(error) or type(error).__name__
+
+
 def _fail(sentence: str, code: int, error: BaseException | None = None) -> int:
-    sentence = "; ".join([sentence, *getattr(error, "__notes__", ())])
+    sentence = "; ".join([" ".join(sentence.split()), *getattr(error, "__notes__", ())])
+    sentence = LONG.sub(lambda word: f"{word[0][:80]}...{word[0][-40:]}", sentence)
+    if len(sentence) > 1000:
+        sentence = f"{sentence[:700]} ... {sentence[-250:]}"
     err.print(f"spectrim: {sentence}", soft_wrap=True, highlight=False, markup=False)
     return code
 

@@ -8,7 +8,6 @@ from typing import Annotated
 from cyclopts import Parameter
 from torch import nn
 
-from spectrim.cli.methods import only_imports, plan_of
 from spectrim.cli.options import (
     VALIDATION,
     Choice,
@@ -17,14 +16,14 @@ from spectrim.cli.options import (
     TrainingOptions,
     Whole,
     check_score,
+    named,
     print_original,
     score_original,
 )
 from spectrim.cli.runs import Run, options_of
 from spectrim.cli.splits import Sources, training_data
 from spectrim.cli.terminal import progress, show
-from spectrim.core.cost import Budget, Keep, MaxDrop
-from spectrim.core.plan import Plan
+from spectrim.core.cost import Budget, Keep, MaxDrop, check_metric
 from spectrim.core.records import Training
 from spectrim.network.accuracy import Accuracy, Scorer
 from spectrim.pipeline.account import complete
@@ -84,8 +83,9 @@ def compress(
         Print the report as JSON.
     """
     budget = _budget(keep, max_drop, metric, given=plan is not None)
-    own = None if plan is None else _own(plan, choice)
-    _check_training(finetune_epochs, inputs, training)
+    own = None if plan is None else choice.own(plan)
+    deciding = isinstance(budget, MaxDrop)
+    _check_words(finetune_epochs, inputs, training, deciding=deciding)
     steps = {"refit": refit, "batchnorm": batchnorm, "finetune_epochs": finetune_epochs, "training": training}
     budgets = {"keep": keep, "max_drop": max_drop, "metric": metric, "plan": plan}
     arguments = options_of(model=model, inputs=inputs, **budgets, choice=choice, **steps)
@@ -94,13 +94,13 @@ def compress(
     if run.finished:
         return run.show_finished(as_json)
     network = inputs.network(model)
-    deciding = isinstance(budget, MaxDrop)
     sources = inputs.open(choice, validation=VALIDATION if finetune_epochs else float(deciding))
     with progress(as_json) as advance, run.working():
         config = dataclasses.replace(choice.config(inputs.seed, run.partial, advance), refit=refit, batchnorm=batchnorm)
         same = sources.selection is sources.test and deciding  # what is decided on is no test
         scorer = score_original(network, sources, advance, test=not same, training=training.batch if finetune_epochs else 0)
-        decider = Scorer(Accuracy(sources.selection), network) if deciding else None
+        with named("--selection" if inputs.selection else "--calibration" if inputs.calibration else "--data"):
+            decider = Scorer(Accuracy(sources.selection), network) if deciding else None
         check_score(network, sources, decider or scorer, deciding=deciding)
         if not as_json:
             print_original(sources, scorer)
@@ -125,8 +125,10 @@ def compress(
     return show(report, str(run.target), as_json)
 
 
-def _check_training(epochs: int, inputs: Inputs, training: TrainingOptions) -> None:
-    """Raise a ValueError if options of training and what it needs do not go together."""
+def _check_words(epochs: int, inputs: Inputs, training: TrainingOptions, *, deciding: bool) -> None:
+    """Raise a ValueError if options of training, and images for decisions, and what these need do not go together."""
+    if inputs.selection is not None and not epochs and not deciding:
+        raise ValueError("--selection has images for decisions: it needs --max-drop POINTS or --finetune-epochs N")
     if epochs and inputs.calibration is None:
         raise ValueError("--finetune-epochs needs labelled training images: give them with --calibration")
     if training != TrainingOptions() and not epochs:
@@ -145,18 +147,9 @@ def _fine_tuned(small: nn.Module, network: nn.Module, sources: Sources, recipe: 
     return dataclasses.replace(training, accuracy=accuracy)
 
 
-def _own(plan: str, choice: Choice) -> Plan:
-    """Return the plan of a file, beside which --methods may only name what is to be imported for it."""
-    if choice.search is not None or not only_imports(choice.methods):
-        raise ValueError(
-            "--plan says what is done to each layer; leave --search out, and give --methods only for what the plan needs "
-            "imported, such as my_module:MyMethod"
-        )
-    return plan_of(plan, choice.methods)
-
-
 def _budget(keep: float | None, max_drop: float | None, metric: str, *, given: bool) -> Budget | None:
     """Return the budget; with a given plan there may be none."""
+    check_metric(metric)
     if given and keep is None and max_drop is None:
         return None
     if (keep is None) == (max_drop is None):

@@ -11,10 +11,12 @@ processes hand batches over in shared memory, which a container may lack (Docker
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,10 +24,12 @@ from torch import Tensor
 
 from spectrim.cli.models import made, told
 from spectrim.cli.readers import READERS, Images
+from spectrim.network.calling import first_line
 from spectrim.train.batches import drawn, shuffled_batches
 
 KINDS = "parquet:FILE, imagefolder:DIR, npz:FILE, fashion-mnist:DIR, module.path:callable or file.py:callable"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SIDE = 10_000  # pixels of an input, beyond which resizing an image takes gigabytes
 IN_MEMORY = 1 << 29  # bytes of decoded images that are kept rather than decoded again for each network
 ZOOM = 256 / 224  # the shorter side before the centre crop, relative to the crop
 
@@ -52,9 +56,16 @@ class Form:
         """Check that there is a number for each channel."""
         if self.channels not in (1, 3):
             raise ValueError(f"the input has {self.channels} channels; image files give 1 or 3: use a callable for other data")
+        if max(self.size) > SIDE:
+            raise ValueError(f"the input is {self.size[0]} x {self.size[1]} pixels; allowed are at most {SIDE:,} each")
         for name in ("mean", "std"):
-            if len(getattr(self, name)) not in (1, self.channels):
-                raise ValueError(f"{name} has {len(getattr(self, name))} numbers; the input has {self.channels} channels")
+            values = getattr(self, name)
+            if len(values) not in (1, self.channels):
+                raise ValueError(f"{name} has {len(values)} numbers; the input has {self.channels} channels")
+            least = -1e6 if name == "mean" else 1e-6
+            if not all(least <= value <= 1e6 for value in values):
+                told = ", ".join(f"{value:g}" for value in values)
+                raise ValueError(f"{name} is {told}; allowed are numbers from {least:g} to 1e6")
 
 
 @dataclass(frozen=True)
@@ -183,18 +194,24 @@ def open_images(spec: str, *, split: str = "test") -> Images:
     kind, _, name = spec.partition(":")
     if kind not in READERS or not name:
         raise ValueError(f"the data {spec!r} is not understood; allowed are {KINDS}")
-    path = Path(name)
-    if not path.exists():
-        raise ValueError(f"the data {spec!r} is not there: no file or folder {name!r}")
-    images = READERS[kind](path, split)
+    try:
+        if not Path(name).exists():
+            raise ValueError(f"the data {spec!r} is not there: no file or folder {name!r}")
+        images = READERS[kind](Path(name), split)
+    except OSError as error:
+        raise ValueError(f"the data {spec!r} cannot be read: {first_line(error)}") from error
     if not len(images):
         raise ValueError(f"the data {spec!r} holds no image")
-    labels = np.asarray(images.labels)
-    if labels.ndim != 1 or labels.dtype.kind not in "iuf" or (labels != np.round(labels)).any():
-        raise ValueError(
-            f"the labels of {spec!r} are such as {images.labels[0]!r}; they must be one whole class number per image"
-        )
+    wrong = next((label for label in images.labels if not _is_class(label)), ())
+    if wrong != ():
+        raise ValueError(f"the labels of {spec!r} are such as {wrong!r}; they must be one whole class number per image")
     return images
+
+
+def _is_class(label: Any) -> bool:
+    """Return whether a label is a whole number that a tensor can hold."""
+    number = isinstance(label, (int, float)) and not isinstance(label, bool)
+    return number and math.isfinite(label) and label == round(label) and abs(label) < 2**62
 
 
 def is_callable_spec(spec: str) -> bool:
@@ -212,11 +229,17 @@ def open_callable(spec: str) -> list[tuple[Tensor, Tensor]]:
     returned = made(spec, KINDS)
     try:
         batches = list(returned)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{spec!r} must return an iterable of (inputs, labels): {told(error)}") from error
     for item in batches:
         if not isinstance(item, (tuple, list)) or len(item) != 2 or not all(isinstance(value, Tensor) for value in item):
             raise ValueError(f"{spec!r} must return an iterable of (inputs, labels), both tensors")
-    if not batches:
+        if not item[0].ndim or item[0].shape[:1] != item[1].shape:
+            shapes = " and ".join(str(tuple(value.shape)) for value in item)
+            raise ValueError(f"{spec!r} returned inputs and labels of {shapes}; there must be one class number per input")
+        if not torch.isfinite(item[0]).all():
+            raise ValueError(f"{spec!r} returned inputs that are NaN or infinite")
+    found = [(inputs, labels) for inputs, labels in batches if len(labels)]
+    if not found:
         raise ValueError(f"{spec!r} returned nothing")
-    return [(inputs, labels) for inputs, labels in batches]
+    return found

@@ -25,7 +25,7 @@ def demo(*, out_dir: Annotated[str | None, Parameter(name="--out")] = None, devi
     as_json
         Print the report as JSON.
     """
-    folder = out_dir or free("spectrim-demo")
+    folder = free("spectrim-demo") if out_dir is None else out_dir
     check_output(folder)
     place = device_of(device)
     with progress(as_json) as advance:

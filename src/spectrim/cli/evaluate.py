@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 from spectrim.cli.methods import import_methods
-from spectrim.cli.models import load_weights, look_in, make_model
+from spectrim.cli.models import is_file, load_weights, look_in, make_model
 from spectrim.cli.options import Json, Whole, device_of
+from spectrim.cli.runs import read_report
 from spectrim.cli.splits import Specs, first_examples, split_data
-from spectrim.core.records import Report, Source
+from spectrim.core.records import Source
 from spectrim.network.accuracy import Accuracy, Scorer
 from spectrim.pipeline.result import load
 
@@ -47,9 +48,11 @@ def evaluate(
         Print JSON.
     """
     file = Path(run) / "report.json"
-    if not file.is_file():
+    if not is_file(str(file)):
         raise ValueError(f"{run!r} is no saved result: it has no report.json")
-    report = Report.from_json(file.read_text())
+    if images == 0:
+        raise ValueError("--images is 0; it must be a whole number of at least 1")
+    report = read_report(file)
     source = report.source
     if source is None:
         raise ValueError(f"{run!r} was not written by the command line, so its model is unknown; use spectrim.load in Python")
@@ -60,7 +63,7 @@ def evaluate(
         import_methods(plan.read_text(), methods, [_found(spec, source) for spec in recorded if ":" in spec])
     original = make_model(_found(source.model, source)).to(device_of(device))
     small = load(run, original).to(device)
-    labelled = data or _found(source.data, source)
+    labelled = _found(source.data, source) if data is None else data
     specs = Specs(data=labelled, calibration=labelled, input_shape=source.input, mean=source.mean, std=source.std)
     testing = split_data(specs, images=(1, 0)).test
     if images is not None:

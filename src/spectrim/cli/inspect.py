@@ -42,7 +42,14 @@ def inspect(
     network = make_model(model)
     if weights is not None:
         load_weights(network, weights, trust_pickle=trust_pickle)
-    found = look(network, torch.zeros(parse_shape(input_shape) or DEFAULT_INPUT))
+    shape = parse_shape(input_shape) or DEFAULT_INPUT
+    try:
+        found = look(network, torch.zeros(shape))
+    except ValueError as error:
+        given = " x ".join(map(str, shape))
+        raise ValueError(
+            f"an input of {given}: {error}; --input must be the shape of a batch that the network takes, such as 1,3,224,224"
+        ) from error
     if as_json:
         sys.stdout.write(found.to_json())
     else:

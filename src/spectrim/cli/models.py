@@ -7,7 +7,6 @@ import importlib.util
 import inspect
 import pickle
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from spectrim.network.calling import first_line
+from spectrim.network.calling import first_line, place
 
 CALLABLES = "module.path:callable and file.py:callable"  # modules also from the current folder
 KINDS = f"torchvision:NAME, timm:NAME, {CALLABLES}"
@@ -75,19 +74,16 @@ def made(spec: str, allowed: str = CALLABLES) -> Any:
         pass  # no signature to read, as of some functions written in C
     try:
         return function()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{spec!r} raised {told(error)}") from error
 
 
 def told(error: BaseException) -> str:
     """Return class and text of an error, and where in the user's code it was raised."""
-    frames = traceback.extract_tb(error.__traceback__)
-    ours = str(Path(__file__).parents[1])
-    outside = [f for f in frames if not f.filename.startswith((ours, "<frozen")) and Path(f.filename).exists()]
     text = f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}"
     if isinstance(error, SyntaxError) and error.filename:
         return f"{text.split(' (')[0]} ({error.filename}, line {error.lineno})"
-    return f"{text} ({outside[-1].filename}, line {outside[-1].lineno})" if outside else text
+    return text + place(error)
 
 
 def import_callable(spec: str, allowed: str = CALLABLES) -> Callable[..., Any]:
@@ -100,12 +96,12 @@ def import_callable(spec: str, allowed: str = CALLABLES) -> Callable[..., Any]:
     Raises:
         ValueError: If the module, the file or the name is not there.
     """
-    place, _, name = spec.rpartition(":")
+    where, _, name = spec.rpartition(":")
     try:
-        if place.endswith(".py"):
-            path = Path(place).resolve()
-            if not path.is_file():
-                raise ValueError(f"{spec!r}: there is no file {place!r}")
+        if where.endswith(".py"):
+            path = Path(where).resolve()
+            if not is_file(where):
+                raise ValueError(f"{spec!r}: there is no file {where!r}")
             description = importlib.util.spec_from_file_location(path.stem, path)
             assert description is not None and description.loader is not None
             module = importlib.util.module_from_spec(description)
@@ -115,16 +111,16 @@ def import_callable(spec: str, allowed: str = CALLABLES) -> Callable[..., Any]:
         else:
             if "" not in sys.path:
                 sys.path.insert(0, "")
-            module = importlib.import_module(place)
+            module = importlib.import_module(where)
     except ImportError as error:
-        raise ValueError(f"{spec!r} cannot be imported: {error}; allowed are {allowed}") from error
-    except ValueError:
-        raise
-    except Exception as error:
-        raise ValueError(f"{spec!r} cannot be imported: {told(error)}") from error
+        raise ValueError(f"{spec!r} cannot be imported: {error}{place(error)}; allowed are {allowed}") from error
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ValueError) and spec in str(error):
+            raise
+        raise ValueError(f"{spec!r} cannot be imported: {told(error)}; allowed are {allowed}") from error
     found = getattr(module, name, None)
     if not callable(found):
-        raise ValueError(f"{spec!r}: {place} has no callable {name!r}")
+        raise ValueError(f"{spec!r}: {where} has no callable {name!r}")
     return found  # type: ignore[no-any-return]
 
 
@@ -140,7 +136,7 @@ def load_weights(model: nn.Module, file: str, *, trust_pickle: bool = False) -> 
         ValueError: If the file is missing, damaged, needs code to load, or does not fit.
     """
     path = Path(file)
-    if not path.is_file():
+    if not is_file(file):
         raise ValueError(f"there is no weight file {file!r}")
     try:
         data: Any = load_file(path) if path.suffix == ".safetensors" else _torch_file(path, trust_pickle)
@@ -148,22 +144,34 @@ def load_weights(model: nn.Module, file: str, *, trust_pickle: bool = False) -> 
         raise
     except Exception as error:  # whatever bytes that are no weights lead to
         raise ValueError(f"the weight file {file!r} is damaged or cannot be read: {first_line(error)}") from error
-    while isinstance(data, dict) and not any(isinstance(value, Tensor) for value in data.values()):
-        inner = next((data[key] for key in ("state_dict", "model_state_dict", "model", "net") if key in data), None)
+    while isinstance(data, dict):
+        found = (data.get(key) for key in ("state_dict", "model_state_dict", "model", "net"))
+        inner = next((value for value in found if isinstance(value, (dict, nn.Module))), None)
         if inner is None:
             break
         data = inner
     if isinstance(data, nn.Module):
         data = data.state_dict()
-    if not isinstance(data, dict) or not data:
+    if not isinstance(data, dict) or not data or not all(isinstance(key, str) for key in data):
         raise ValueError(f"the weight file {file!r} holds no state dict")
     bare = {key.removeprefix("module."): value for key, value in data.items()}  # as of a network inside DataParallel
     own = model.state_dict().keys()
     state = max(data, bare, key=lambda state: len(own & state.keys()))
+    odd = [key for key, value in model.state_dict().items() if _is_complex(state.get(key)) and not _is_complex(value)]
+    if odd:
+        raise ValueError(f"the weights in {file!r} do not fit the model: {odd[0]} is complex, the model's is not")
     try:
         model.load_state_dict(state)
     except (RuntimeError, AttributeError) as error:
         raise ValueError(f"the weights in {file!r} do not fit the model: {_misfit(model, state, error)}") from error
+
+
+def is_file(name: str) -> bool:
+    """Return whether there is a file of this name; one that no file can have is none."""
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _misfit(model: nn.Module, state: dict[str, Any], error: BaseException) -> str:
@@ -185,6 +193,10 @@ def _misfit(model: nn.Module, state: dict[str, Any], error: BaseException) -> st
         if keys
     ]
     return "; ".join(parts) or " ".join(str(error).split())[:200]
+
+
+def _is_complex(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_complex()
 
 
 def _torch_file(path: Path, trust_pickle: bool) -> Any:

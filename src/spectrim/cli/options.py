@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,15 +13,18 @@ import torch
 from cyclopts import Parameter
 from torch import nn
 
-from spectrim.cli.methods import methods_of, search_of
+from spectrim.cli.datasets import is_callable_spec
+from spectrim.cli.methods import methods_of, only_imports, plan_of, search_of
 from spectrim.cli.models import load_weights, make_model
 from spectrim.cli.splits import Sources, Specs, first_examples, split_data
 from spectrim.cli.terminal import err
+from spectrim.core.plan import Plan
 from spectrim.core.progress import Progress
 from spectrim.core.records import Source
-from spectrim.network.accuracy import Accuracy, Scorer
-from spectrim.network.calling import call, evaluation_mode, tensors_of
+from spectrim.network.accuracy import Accuracy, Scorer, logits_of
+from spectrim.network.calling import evaluation_mode, first_line
 from spectrim.pipeline.calibration import judging
+from spectrim.pipeline.checks import check_weights
 from spectrim.pipeline.config import Config
 from spectrim.train import Recipe
 
@@ -32,9 +36,12 @@ RATES = {"sgd": 0.02, "adamw": 0.001}  # largest learning rates, unless asked fo
 def _whole(kind: Any, tokens: Sequence[Any]) -> int:
     text = tokens[0].value
     try:
-        return int(text)
+        number = int(text)
     except ValueError:
         raise ValueError(f"{text!r} is no whole number") from None
+    if not 0 <= number < 1 << 62:
+        raise ValueError(f"{text!r} is out of range; it must be a whole number of at least 0")
+    return number
 
 
 Whole = Annotated[int, Parameter(converter=_whole)]  # without it 1.5 is rounded
@@ -76,13 +83,19 @@ class Inputs:
         network = make_model(model)
         if self.weights is not None:
             load_weights(network, self.weights, trust_pickle=self.trust_pickle)
+        check_weights(network)
         return network.to(device_of(self.device))
 
     def open(self, choice: Choice, *, validation: float) -> Sources:
         """Return the images by purpose; `validation` as in `split_data`."""
         specs = Specs(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Specs)})
         images = choice.images + judging(choice.images), search_of(choice.search).images
-        return split_data(specs, images=images, validation=validation)
+        sources = split_data(specs, images=images, validation=validation)
+        if sources.form is None and (self.mean is not None or self.std is not None):
+            raise ValueError(f"--mean and --std are for images of bytes; those of {self.data!r} are taken as they are")
+        if self.input_shape is not None and is_callable_spec(self.data):
+            raise ValueError(f"--input is for stored images; those of {self.data!r} are taken as they are")
+        return sources
 
     def source(self, model: str) -> Source:
         """Return what `spectrim evaluate` needs to find everything again."""
@@ -121,6 +134,19 @@ class Choice:
     exclude: Sequence[str] = ()
     multiple_of: Whole = 1
     images: Whole = 1024
+
+    def own(self, plan: str) -> Plan:
+        """Return the plan of a file, beside which nothing else chooses; --methods may name what is to be imported for it.
+
+        Raises:
+            ValueError: If it cannot be used, or something else is to choose.
+        """
+        if dataclasses.replace(self, methods=None, images=1024) != Choice() or not only_imports(self.methods):
+            raise ValueError(
+                "--plan says what is done to each layer; leave --search, --exclude and --multiple-of out, and give --methods "
+                "only for what the plan needs imported, such as my_module:MyMethod"
+            )
+        return plan_of(plan, self.methods)
 
     def config(self, seed: int, cache: Path, progress: Progress) -> Config:
         """Return the configuration."""
@@ -173,9 +199,20 @@ class TrainingOptions:
 def device_of(name: str) -> torch.device:
     """Return the device of this name, if it can be used."""
     try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"the device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+        device = torch.zeros(1, device=name)
+        device.item()  # the meta device has none
+        return device.device
+    except Exception as error:  # of every kind, for devices whose part of torch is not there
+        raise ValueError(f"the device {name!r} cannot be used: {first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def named(option: str) -> Iterator[None]:
+    """Say in an error which option's images it is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{option}: {error}") from error
 
 
 def score_original(
@@ -188,53 +225,63 @@ def score_original(
         sources: The images.
         progress: Called with the stage.
         test: Whether the test images are to be scored.
-        training: How many training images to try.
+        training: How many training images to try, and as many of those for decisions.
 
     Returns:
         What compares with the original on the test images, if these are to be scored.
     """
     progress("the network as given", 0.0)
     if training:
-        Accuracy(first_examples(sources.training, training))(network)
-    scorer = Scorer(Accuracy(sources.test), network) if test else None
+        with named("--calibration"):
+            Accuracy(first_examples(sources.training, training))(network)
+        with named("the images for decisions"):
+            Accuracy(first_examples(sources.selection, training))(network)
+    with named("--data"):
+        scorer = Scorer(Accuracy(sources.test), network) if test else None
     progress("the network as given", 1.0)
     return scorer
 
 
 def check_score(network: nn.Module, sources: Sources, scorer: Scorer | None, *, deciding: bool) -> None:
-    """Warn of a network that scores no better than guessing.
+    """Warn of a network that scores no better than guessing, or has not as many outputs as there are folders of classes.
 
     Args:
         network: The original.
         sources: The images.
-        scorer: Of the images whose score counts, if there are any.
+        scorer: Of the images whose score counts, if there are any and it is not trained first.
         deciding: Whether a drop of this score will decide.
 
     Raises:
         ValueError: If it does not, and a drop is to decide.
     """
-    if scorer is None:
-        return
     inputs, _ = next(iter(first_examples(sources.test, 1)))
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     with evaluation_mode(network), torch.no_grad():
-        classes = tensors_of(call(network, inputs.to(device)))[0].shape[1]
-    if scorer.mean > CHANCE / classes:
-        return
-    told = (
-        f"the network as given scores {100 * scorer.mean:.2f} where guessing among {classes} classes scores "
-        f"{100 / classes:.2f}: are --weights, --mean, --std and the labels those of this network?"
-    )
-    if deciding:
-        raise ValueError(f"{told} --max-drop cannot decide on such a score")
-    err.print(f"warning  {told}", soft_wrap=True, highlight=False, markup=False)
+        classes = logits_of(network, inputs.to(device)).shape[1]
+    faults = []
+    if sources.classes and len(sources.classes) != classes:
+        faults.append(
+            f"there are {len(sources.classes)} folders of classes and the network has {classes} outputs: do the folders, in "
+            "the order of their names, stand for the first of these?"
+        )
+    if scorer is not None and scorer.mean <= CHANCE / classes:
+        faults.append(
+            f"the network as given scores {100 * scorer.mean:.2f} where guessing among {classes} classes scores "
+            f"{100 / classes:.2f}: are --weights, --mean, --std and the labels those of this network?"
+        )
+    for told in faults:
+        if deciding:
+            raise ValueError(f"{told} --max-drop cannot decide on such scores")
+        err.print(f"warning  {told}", soft_wrap=True, highlight=False, markup=False)
 
 
 def print_original(sources: Sources, scorer: Scorer | None) -> None:
     """Print how images become inputs, and what the original network scores as given."""
+    shape = " x ".join(map(str, sources.example.shape[1:]))
+    taken = "as they are"
     if sources.form is not None:
         mean, std = (", ".join(f"{value:g}" for value in values) for values in (sources.form.mean, sources.form.std))
-        height, width = sources.form.size
-        err.print(f"inputs  {sources.form.channels} x {height} x {width}, mean {mean}, std {std}", highlight=False)
+        taken = f"mean {mean}, std {std}"
+    err.print(f"inputs  {shape}, {taken}", highlight=False)
     if scorer is not None:
         err.print(f"top-1 of the network as given, on the test images  {100 * scorer.mean:.2f}", highlight=False)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spectrim.cli.models import is_file
 from spectrim.cli.terminal import err, show
 from spectrim.core.cost import BudgetError
 from spectrim.core.records import Report
@@ -58,10 +59,10 @@ class Run:
         """
         path = Path(out_dir).resolve()
         run = Run(path, path.with_name(path.name + ".partial"), arguments, resume)
-        if resume and (path / "report.json").is_file():
-            run._check_arguments(Report.from_json((path / "report.json").read_text()).arguments, "finished", path)
+        if resume and is_file(str(path / "report.json")):
+            run._check_arguments(read_report(path / "report.json").arguments, "finished", path)
             return run
-        check_output(out_dir)
+        check_output(out_dir, beside=".partial")
         if run.partial.exists() and any(run.partial.iterdir()) and not (run.partial / ARGUMENTS).is_file():
             raise ValueError(
                 f"{str(run.partial)!r} is needed for unfinished work, but holds something else; move it away, or choose "
@@ -82,7 +83,7 @@ class Run:
     def show_finished(self, as_json: bool) -> None:
         """Say that the run was finished before, and show its report."""
         err.print(f"{str(self.target)!r} is finished already; nothing was done", highlight=False, soft_wrap=True, markup=False)
-        show(Report.from_json((self.target / "report.json").read_text()), str(self.target), as_json)
+        show(read_report(self.target / "report.json"), str(self.target), as_json)
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
@@ -92,7 +93,12 @@ class Run:
         (self.partial / ARGUMENTS).write_text(json.dumps(dict(self.arguments), indent=1))
         try:
             yield
-        except (ValueError, TypeError, BudgetError):  # other arguments are needed, for which the work would be of no use
+        except (
+            ValueError,
+            TypeError,
+            BudgetError,
+            FloatingPointError,
+        ):  # other arguments are needed, for which the work would be of no use
             if not begun:
                 self.clear()
             raise
@@ -123,6 +129,19 @@ class Run:
                 f"the {state} run in {str(where)!r} had other arguments ({told}); use the same, remove it, or choose "
                 "another --out"
             )
+
+
+def read_report(file: Path) -> Report:
+    """Return the report in a file.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    try:
+        return Report.from_json(file.read_text())
+    except ValueError as error:
+        reason = "it is no text" if isinstance(error, UnicodeDecodeError) else error
+        raise ValueError(f"the report {str(file)!r} cannot be used: {reason}") from error
 
 
 def _text(value: Any) -> str:

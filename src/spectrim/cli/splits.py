@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from spectrim.cli.datasets import Batches, Form, ShuffledBatches, is_callable_spec, open_callable, open_images
+from spectrim.cli.datasets import KINDS, Batches, Form, ShuffledBatches, is_callable_spec, open_callable, open_images
+from spectrim.cli.models import import_callable
 from spectrim.cli.readers import Images
 
 DEFAULT_INPUT = (1, 3, 224, 224)
+LARGEST = 1 << 28  # values of a batch: a gigabyte
 SELECTION = 5000  # images that MaxDrop decides on, taken from the calibration source behind the calibration images
 
 TRAINING_BYTES = 1 << 30  # training images that are kept decoded
@@ -27,8 +30,10 @@ def parse_shape(text: str | None) -> tuple[int, ...] | None:
         shape = tuple(int(number) for number in text.split(","))
     except ValueError as error:
         raise ValueError(f"--input is {text!r}; it must be whole numbers such as 1,3,224,224") from error
-    if len(shape) < 2 or min(shape) < 1:
-        raise ValueError(f"--input is {text!r}; it must be a batch shape of positive numbers such as 1,3,224,224")
+    if len(shape) < 2 or min(shape) < 1 or math.prod(shape) > LARGEST:
+        raise ValueError(
+            f"--input is {text!r}; it must be a batch shape of positive numbers such as 1,3,224,224, {LARGEST:,} values at most"
+        )
     return shape
 
 
@@ -51,7 +56,8 @@ class Sources:
         selection: Batches that decisions are made on; from one source the same as `test`.
         test: Batches read once, for the report.
         training: What may be trained on: everything in the calibration source but `selection`; None without such a source.
-        form: How stored images become inputs; None for those of a callable, which are taken as they are.
+        form: How stored images become inputs; None for floats and those of a callable, which are taken as they are.
+        classes: Names of the classes, where the images are in folders.
     """
 
     example: torch.Tensor
@@ -60,6 +66,7 @@ class Sources:
     test: Any
     training: Any = None
     form: Form | None = None
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +97,8 @@ class Specs:
         specs = {"data": self.data, "calibration": self.calibration, "selection": self.selection}
         given = {name: spec for name, spec in specs.items() if spec is not None}
         if len({is_callable_spec(spec) for spec in given.values()}) > 1:
+            for spec in filter(is_callable_spec, given.values()):
+                import_callable(spec, KINDS)  # a kind of stored images that is misspelt says so
             words = ", ".join(f"--{name} {spec!r}" for name, spec in given.items())
             raise ValueError(
                 f"of {words} some are stored images and some a callable; give all of the same kind, since only stored "
@@ -113,6 +122,7 @@ def split_data(specs: Specs, *, images: tuple[int, int], validation: float = 0.0
     given = specs.named()
     pools: dict[str, _Stored | _Given]
     form = None
+    classes: tuple[str, ...] = ()
     if is_callable_spec(specs.data):
         pools = {name: _Given(open_callable(spec)) for name, spec in given.items()}
         example = pools["data"].part([0])[0][0]
@@ -123,8 +133,10 @@ def split_data(specs: Specs, *, images: tuple[int, int], validation: float = 0.0
             raise ValueError(
                 f"--input is {specs.input_shape!r}; stored images need batch, channels, height and width, such as 1,3,224,224"
             )
+        classes = _classes(opened)
         form, example = _form(shape, specs), torch.zeros(shape)
         pools = {name: _Stored(images, form) for name, images in opened.items()}
+        form = None if opened["data"].read(0).dtype.kind == "f" else form
     source = pools.get("calibration", pools["data"])
     half = max(1, len(source) // 2)
     shared = specs.selection is None and validation == 1  # decisions need images of this source, too
@@ -139,10 +151,28 @@ def split_data(specs: Specs, *, images: tuple[int, int], validation: float = 0.0
     chosen = pools["selection"].whole() if "selection" in pools else None
     if specs.calibration is None:
         others = _in_memory(source.part(rest))
-        return Sources(example, head, others if chosen is None else _in_memory(chosen), others, form=form)
+        return Sources(example, head, others if chosen is None else _in_memory(chosen), others, None, form, classes)
     training = source.part([*first, *order[count + reserved :]])
     deciding = source.part(rest[:reserved]) if chosen is None else chosen
-    return Sources(example, head, _in_memory(deciding), _in_memory(pools["data"].whole()), training, form)
+    return Sources(example, head, _in_memory(deciding), _in_memory(pools["data"].whole()), training, form, classes)
+
+
+def _classes(opened: Mapping[str, Images]) -> tuple[str, ...]:
+    """Return the names of the classes, which number the labels, if images are in folders.
+
+    Raises:
+        ValueError: If sources have other names, and so other numbers.
+    """
+    named = {name: images.classes for name, images in opened.items() if images.classes}
+    for name, classes in named.items():
+        other = next(iter(named))
+        if classes != named[other]:
+            first = sorted(set(classes) ^ set(named[other]))[0]
+            raise ValueError(
+                f"--{other} has {len(named[other])} folders of classes and --{name} {len(classes)}, and {first!r} is not in "
+                "both: classes are numbered by the order of their folders, which must be the same"
+            )
+    return next(iter(named.values()), ())
 
 
 @dataclass(frozen=True)

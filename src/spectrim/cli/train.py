@@ -14,7 +14,6 @@ from cyclopts import Parameter
 from safetensors.torch import save_model
 from torch import distributed, nn
 
-from spectrim.cli.methods import plan_of
 from spectrim.cli.options import (
     VALIDATION,
     Choice,
@@ -22,13 +21,14 @@ from spectrim.cli.options import (
     Json,
     TrainingOptions,
     Whole,
+    check_score,
     print_original,
     score_original,
 )
 from spectrim.cli.runs import Run, options_of
 from spectrim.cli.splits import Sources, first_examples, training_data
 from spectrim.cli.terminal import progress, show
-from spectrim.core.cost import Keep
+from spectrim.core.cost import Keep, check_metric
 from spectrim.core.plan import Plan
 from spectrim.core.progress import Spent
 from spectrim.network.accuracy import Accuracy, Scorer
@@ -113,6 +113,7 @@ def train(
     as_json
         Print the report as JSON.
     """
+    check_metric(metric)
     if inputs.calibration is None:
         raise ValueError("train needs labelled training images: give them with --calibration")
     if keep is not None and plan is not None:
@@ -121,7 +122,7 @@ def train(
         raise ValueError("--every, --warmup, --tighten and --replan distort kernels: give --keep FRACTION or --plan FILE")
     if distortion.replan and keep is None:
         raise ValueError("--replan chooses plans for a budget: give --keep FRACTION")
-    own = None if plan is None else plan_of(plan, choice.methods)
+    own = None if plan is None else choice.own(plan)
     if own is not None and not own:
         raise ValueError(
             f"the plan {plan!r} replaces no layer, so there is nothing to distort; leave --plan out to train ordinarily"
@@ -142,6 +143,7 @@ def train(
             recipe = training.recipe("sgd", epochs, inputs.seed, run.partial, advance)
             scorer = score_original(network, sources, advance, training=training.batch)
             assert scorer is not None
+            check_score(network, sources, None, deciding=False)
             if first and not as_json:
                 print_original(sources, scorer)
             wanted = None if keep is None else Keep(keep, metric)  # type: ignore[arg-type]

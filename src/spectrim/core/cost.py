@@ -37,7 +37,8 @@ class Cost:
         return self.params if metric == "params" else self.macs
 
 
-def _check_metric(metric: str) -> None:
+def check_metric(metric: str) -> None:
+    """Raise a ValueError if there is no such metric."""
     if metric not in METRICS:
         raise ValueError(f"metric is {metric!r}; allowed are 'params' and 'macs'")
 
@@ -59,7 +60,7 @@ class Keep:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        _check_metric(self.metric)
+        check_metric(self.metric)
         if not isinstance(self.fraction, (int, float)) or not 0 < self.fraction <= 1:
             raise ValueError(f"Keep was given {self.fraction!r}; allowed is a fraction in (0, 1], such as 0.5 for half")
 
@@ -85,7 +86,7 @@ class MaxDrop:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        _check_metric(self.metric)
+        check_metric(self.metric)
         if not (isinstance(self.points, (int, float)) and math.isfinite(self.points) and 0 <= self.points < 100):
             raise ValueError(f"MaxDrop was given {self.points!r}; allowed are points in [0, 100), such as 1.5")
 

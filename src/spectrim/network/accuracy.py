@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spectrim.core.records import Score
-from spectrim.network.calling import call, evaluation_mode, tensors_of
+from spectrim.network.calling import call, evaluation_mode, first_line, place, tensors_of
 
 Evaluate = Callable[[nn.Module], float]
 
@@ -34,7 +34,8 @@ class Accuracy:
         """Return 1.0 or 0.0 for every example, in order, (N,).
 
         Raises:
-            ValueError: If there is no example, or a batch is no pair of inputs and one class number per example.
+            ValueError: If there is no example, a batch is no pair of inputs and one class number per example, or it does not
+                go through the network.
         """
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         hits = []
@@ -43,7 +44,7 @@ class Accuracy:
                 if not isinstance(batch, (tuple, list)) or len(batch) != 2:
                     raise ValueError(f"a batch is {type(batch).__name__}; Accuracy needs pairs (inputs, labels)")
                 inputs, labels = batch
-                logits = tensors_of(call(model, inputs.to(device)))[0]
+                logits = logits_of(model, inputs.to(device))
                 if labels.shape != logits.shape[:1]:
                     raise ValueError(f"labels have shape {tuple(labels.shape)}; Accuracy needs one class number per example")
                 check_labels(labels, logits)
@@ -51,6 +52,23 @@ class Accuracy:
         if not hits:
             raise ValueError("there is nothing to evaluate on: the batches are empty (a generator can be read only once)")
         return torch.cat(hits)
+
+
+def logits_of(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Return the first tensor that a network returns for inputs.
+
+    Raises:
+        ValueError: If the inputs do not go through it, or it returns no tensor.
+    """
+    try:
+        outputs = call(model, inputs)
+    except Exception as error:
+        shape = " x ".join(map(str, inputs.shape))
+        raise ValueError(f"inputs of {shape} do not go through the network: {first_line(error)}{place(error)}") from error
+    tensors = tensors_of(outputs)
+    if not tensors:
+        raise ValueError(f"the network returns {type(outputs).__name__}; top-1 needs logits of two classes or more, N x K")
+    return tensors[0]
 
 
 def check_labels(labels: Tensor, logits: Tensor) -> None:
@@ -124,6 +142,8 @@ class Scorer:
                 each = getattr(self.evaluate, "per_example", None)
                 value = self.evaluate(model) if each is None else each(model)
         except Exception as error:
+            if isinstance(self.evaluate, Accuracy) and isinstance(error, ValueError):
+                raise
             raise ValueError(f"evaluate raised {type(error).__name__}: {error}") from error
         try:
             if isinstance(value, str | bytes):

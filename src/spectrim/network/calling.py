@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import sysconfig
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -199,6 +202,20 @@ def undisturbed() -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the class of an error and the first line of what it says."""
-    text = (str(error).strip() or "no reason given").splitlines()[0]
-    return f"{type(error).__name__}: {text}"
+    """Return the class of an error and the first line of what it says; of a file's, what the system says of it."""
+    text = (isinstance(error, OSError) and error.strerror) or str(error).strip() or "no reason given"
+    return f"{type(error).__name__}: {text.splitlines()[0]}"
+
+
+def place(error: BaseException) -> str:
+    """Return file and line of the user's code in which an error was raised, in brackets; nothing if there is none."""
+    library, site = sysconfig.get_path("stdlib"), sysconfig.get_path("purelib")
+    ours = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent), "<")
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(ours)
+        and (not frame.filename.startswith(library) or frame.filename.startswith(site))
+        and Path(frame.filename).exists()
+    ]
+    return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""

@@ -32,6 +32,7 @@ from spectrim.network.calling import (
     evaluation_mode,
     first_line,
     map_tensors,
+    place,
     same_outputs,
     tensors_of,
     unwrap,
@@ -132,7 +133,7 @@ def _run(model: nn.Module, example: Example, what: str, seed: int = 0) -> Any:
             torch.manual_seed(seed)
             return call(model, example)
     except Exception as error:
-        raise ValueError(f"{what}: {first_line(error)}{_apart(model, example)}") from error
+        raise ValueError(f"{what}: {first_line(error)}{place(error)}{_apart(model, example)}") from error
 
 
 def _apart(model: nn.Module, example: Example) -> str:

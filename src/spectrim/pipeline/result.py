@@ -14,6 +14,7 @@ from torch import nn
 
 from spectrim.core.plan import Plan
 from spectrim.core.records import Report
+from spectrim.network.calling import first_line
 from spectrim.network.state import load_weights, save_weights
 from spectrim.network.surgery import skeleton
 from spectrim.report import lines, page, table
@@ -78,19 +79,36 @@ class Result:
             file.chmod(0o644)
 
 
-def check_output(folder: str | os.PathLike[str]) -> Path:
+def check_output(folder: str | os.PathLike[str], beside: str = "") -> Path:
     """Return the absolute path if a result can be written there.
+
+    Args:
+        folder: Where.
+        beside: What is added to its name for a folder beside it.
 
     Raises:
         ValueError: If it exists and is not an empty folder, or it cannot be written.
     """
+    try:
+        return _checked_output(folder, beside)
+    except OSError as error:
+        raise ValueError(f"the output {str(folder)!r} cannot be written: {first_line(error)}; choose another place") from error
+
+
+def _checked_output(folder: str | os.PathLike[str], beside: str) -> Path:
     path = Path(folder).resolve()
+    if any(0xD800 <= ord(letter) < 0xE000 for letter in str(path)):
+        raise ValueError(f"the output {str(folder)!r} has bytes that are no UTF-8; choose another name")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"the output {str(folder)!r} exists already; choose another name or remove it first")
     place = next(place for place in (path, *path.parents) if place.exists())
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         what = "not writable" if place.is_dir() else "no folder"
         raise ValueError(f"the output {str(folder)!r} cannot be written, since {str(place)!r} is {what}; choose another place")
+    longest = max(path.relative_to(place).parts, key=len, default=path.name)
+    where = place if place != path else path.parent
+    if place != path or beside:  # some places say that they can be written; nothing is put where another process may look
+        Path(tempfile.mkdtemp(prefix=f".{longest}-", suffix=beside, dir=where)).rmdir()
     return path
 
 
