@@ -13,9 +13,7 @@ from spectrim.demo import run_demo
 from spectrim.pipeline.result import check_output
 
 
-def demo(
-    *, out_dir: Annotated[str | None, Parameter(name="--out")] = None, device: str = "cpu", as_json: Json = False
-) -> None:
+def demo(*, out_dir: Annotated[str | None, Parameter(name="--out")] = None, device: str = "cpu", as_json: Json = False) -> None:
     """Compress the embedded network on embedded real images: a minute and a half on two CPU cores, no network, no other file.
 
     Parameters
