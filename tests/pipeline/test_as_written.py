@@ -89,6 +89,14 @@ class Overwriting(Plain):
         return self.head((y + functional.relu_(x)).mean((2, 3)))
 
 
+class Making(Overwriting):
+    """Makes tensors on its way to the addition."""
+
+    def forward(self, x):
+        x = self.a(x) * torch.linspace(1, 2, 8) + torch.zeros(8, 1, 1)
+        return self.head((self.b(x) + x).mean((2, 3)))
+
+
 class Clips(Plain):
     """Four frames belong together."""
 
@@ -104,6 +112,7 @@ class Clips(Plain):
         (Branching, (X,), {"a", "b"}),
         (Siamese, (torch.zeros_like(X), torch.zeros_like(X)), {"a", "b"}),
         (Overwriting, (X,), set()),
+        (Making, (X,), set()),
         (Clips, (torch.randn(8, 3, 8, 8),), set()),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
