@@ -129,6 +129,19 @@ def test_full_rank_changes_nothing_and_what_cannot_be_followed_is_left(make, inp
     assert all("class, length or attributes" in skipped[name] or "2 streams of the batch" in skipped[name] for name in left)
 
 
+class Scaled(Siamese):
+    """An image and its mirror image, times a number."""
+
+    def forward(self, x, scale):
+        return super().forward(scale * x, scale * x.flip(1))
+
+
+def test_a_number_among_the_inputs_stays_and_zeros_hide_no_streams():
+    for scale in (torch.tensor(0.5), torch.tensor(0.0)):
+        skipped = st.inspect(Scaled(), (X[:1], scale)).skipped
+        assert "2 streams of the batch" in skipped["a"]
+
+
 def test_hooks_that_change_values_run_once():
     torch.manual_seed(0)
     model = Plain()

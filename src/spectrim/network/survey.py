@@ -208,7 +208,8 @@ class _StandIn(nn.Sequential):
         self.calls += len(x) // self.batch
         if self.twice and len(x) % 2 == 0:
             first, second = x.detach().float().nan_to_num().chunk(2)
-            self.twice = bool((first - second).norm() <= 1e-2 * first.norm())
+            known = len(x) == self.batch or bool(first.any())  # of zeros nobody can tell how they are joined
+            self.twice = known and bool((first - second).norm() <= 1e-2 * first.norm())
         return super().forward(x)  # type: ignore[no-untyped-call,no-any-return]
 
 
@@ -293,7 +294,7 @@ def _varied(example: Example) -> Example:
     def varied(x: Tensor) -> Tensor:
         alike = any(x.shape == other.shape and torch.equal(x, other) for other in seen)
         seen.append(x)
-        if not x.is_floating_point() or not x.numel() or not (alike or bool((x == x.flatten()[0]).all())):
+        if not x.is_floating_point() or x.numel() < 2 or not (alike or bool((x == x.flatten()[0]).all())):
             return x
         steps = torch.linspace(0, 1, x.numel(), device=x.device)
         return (steps if len(seen) == 1 else steps.roll(len(seen) * 7).square()).to(x.dtype).view(x.shape)
