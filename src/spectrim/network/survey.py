@@ -87,7 +87,7 @@ def survey(model: nn.Module, example: Example) -> Survey:
             continue
         hook = _recorder(name, batch, seen, refused)
         handles.append(module.register_forward_hook(hook, prepend=True, with_kwargs=True))
-        if isinstance(module, CONVOLUTIONS) and _overridden(module):
+        if isinstance(module, CONVOLUTIONS) and overridden(module):
             handles.append(module.register_forward_hook(_unmasker(name, unmasked, refused), prepend=True))
     handles += _watched(model, {name for name, module in candidates.items() if isinstance(module, nn.Linear)}, images)
     try:
@@ -173,13 +173,13 @@ def _refusal(module: nn.Module) -> str:
         return f"its weight is {weight.dtype}; only real floating-point weights can be factorized"
     if "forward" in vars(module):
         return "its forward was set on the module itself, so a stock layer may not equal it"
-    overridden = _overridden(module)
-    if overridden and not isinstance(module, CONVOLUTIONS):
-        return f"{type(module).__name__} overrides {base.__name__}.{overridden}, so a stock layer may not equal it"
+    method = overridden(module)
+    if method and not isinstance(module, CONVOLUTIONS):
+        return f"{type(module).__name__} overrides {base.__name__}.{method}, so a stock layer may not equal it"
     return ""
 
 
-def _overridden(module: nn.Module) -> str:
+def overridden(module: nn.Module) -> str:
     """Return the method in which a layer's class computes otherwise than torch's, or nothing."""
     base = next(kind for kind in STOCK if isinstance(module, kind))
     methods = ("forward", "_conv_forward")
@@ -365,23 +365,25 @@ def _describe(
     if isinstance(module, nn.Linear):
         image = images[name][0] if len(set(images[name])) == 1 else ()
         return Layer(name, "Linear", weight, tuple(inputs), bias=bias, image=image)
-    assert isinstance(module, (*CONVOLUTIONS, *TRANSPOSED))
     kind = next(base.__name__ for base in STOCK if isinstance(module, base))
-    padding: Any = module.padding if unmasked is None else unmasked.padding
+    shape = geometry(module)
+    if unmasked is not None:
+        shape |= {"padding": unmasked.padding, "padding_mode": "zeros", "pad": unmasked.pad, "baked": unmasked.baked}
+    return Layer(name, kind, weight, tuple(inputs), bias=bias, **shape)
+
+
+def geometry(module: nn.Module) -> dict[str, Any]:
+    """Return the fields of a `Layer` that a convolution's own attributes say; a linear layer has none of them."""
+    if not isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)):
+        return {}
+    padding: Any = module.padding
     if isinstance(padding, str):
         padding = "same" if padding == "same" else (0,) * len(module.kernel_size)
-    return Layer(
-        name,
-        kind,
-        weight,
-        tuple(inputs),
-        tuple(module.stride),
-        padding if isinstance(padding, str) else tuple(padding),
-        tuple(module.output_padding) if isinstance(module, TRANSPOSED) else (),
-        tuple(module.dilation),
-        module.padding_mode if unmasked is None else "zeros",
-        module.groups,
-        bias,
-        pad=() if unmasked is None else unmasked.pad,
-        baked=unmasked is not None and unmasked.baked,
-    )
+    return {
+        "stride": tuple(module.stride),
+        "padding": padding if isinstance(padding, str) else tuple(padding),
+        "output_padding": tuple(module.output_padding) if isinstance(module, TRANSPOSED) else (),
+        "dilation": tuple(module.dilation),
+        "padding_mode": module.padding_mode,
+        "groups": module.groups,
+    }
