@@ -98,7 +98,7 @@ def test_edited_ranks_and_methods():
         ('"bias": false,\n   "harm"', '"bias": 1,\n   "harm"', r"layers\['conv1'\].bias is 1; it must be true or false"),
         ('"params": ', '"params": 1e400, "params_": ', r"original.params is inf; it must be a whole number"),
         ('"stride": [', '"stride": [1, ', "dilation, padding_mode or pad of layer 'conv1' does not go with the rest"),
-        ('"name": "conv2"', '"name": "conv1"', "the row of 'conv2' describes the Conv2d 'conv1'"),
+        ('"name": "conv2"', '"name": "conv1"', "the row of 'conv2' describes 'Conv2d' 'conv1'"),
         ('"layers"', '"deep": ' + "[" * 60 + "]" * 60 + ', "layers"', "nested more than 50 deep"),
     ],
 )
@@ -127,6 +127,8 @@ def test_a_geometry_that_is_not_the_layers_is_refused(field, value):
         (st.ChannelSVD(), 0, ValueError),
         (st.ChannelSVD(), 9, ValueError),
         (st.ChannelSVD(), (2, 2), ValueError),
+        (st.ChannelSVD(), (2,), ValueError),
+        (st.CP(), (2,), ValueError),
         (st.ChannelSVD(), 2.5, TypeError),
         (st.ChannelSVD(), True, TypeError),
         (st.Tucker2(), 3, ValueError),

@@ -191,7 +191,7 @@ def _unmade(name: str, row: _Row) -> Option:
     """
     layer = Layer.from_dict(row.layer)
     if layer.name != name or not layer.weighted:
-        raise ValueError(f"the row of {name!r} describes the {layer.kind} {layer.name!r}")
+        raise ValueError(f"the row of {name!r} describes {layer.kind!a} {layer.name!r}")
     if not math.isfinite(row.harm):
         raise ValueError(f"the harm of {name!r} is {row.harm}")
     rank = tuple(row.rank) if isinstance(row.rank, list) else row.rank
