@@ -7,9 +7,12 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as drawn
 from torch import nn
 
 import spectrim as st
+from mutations import examples, mutated, sentence
 from nets import Residual, layer_and_input
 from spectrim.core.factorization import describe, parse
 from spectrim.core.progress import Spent
@@ -90,13 +93,32 @@ def test_edited_ranks_and_methods():
         ('"kind"', '"sort"', "incomplete"),
         ('"original"', '"originally"', "incomplete"),
         ("{", "", "no JSON"),
+        ('"axis": 1', '"axis": "1\\n"', r"axis='1\\n'; allowed are 0"),
+        ('"rank": 6', '"rank": 6, "rank": 5', "no JSON: 'rank' is there twice"),
+        ('"bias": false,\n   "harm"', '"bias": 1,\n   "harm"', r"layers\['conv1'\].bias is 1; it must be true or false"),
+        ('"params": ', '"params": 1e400, "params_": ', r"original.params is inf; it must be a whole number"),
+        ('"stride": [', '"stride": [1, ', "dilation, padding_mode or pad of layer 'conv1' does not go with the rest"),
+        ('"name": "conv2"', '"name": "conv1"', "the row of 'conv2' describes 'Conv2d' 'conv1'"),
+        ('"layers"', '"deep": ' + "[" * 60 + "]" * 60 + ', "layers"', "nested more than 50 deep"),
     ],
 )
 def test_what_is_no_plan_gets_a_sentence(old, new, words):
     text = two_layers()[2].to_json()
     assert old in text
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=words) as caught:
         st.Plan.from_json(text.replace(old, new, 1) if old == "{" else text.replace(old, new))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("stride", [2, 2]), ("dilation", [2, 2]), ("padding_mode", "circular"), ("pad", [[1, 1], [1, 1]])]
+)
+def test_a_geometry_that_is_not_the_layers_is_refused(field, value):
+    model, _, plan = two_layers()
+    data = json.loads(plan.to_json())
+    data["layers"]["conv2"]["layer"][field] = value
+    with pytest.raises(ValueError, match=f"the plan does not fit the model: the {field} of layer 'conv2' is"):
+        st.apply(st.Plan.from_json(json.dumps(data)), model)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +127,8 @@ def test_what_is_no_plan_gets_a_sentence(old, new, words):
         (st.ChannelSVD(), 0, ValueError),
         (st.ChannelSVD(), 9, ValueError),
         (st.ChannelSVD(), (2, 2), ValueError),
+        (st.ChannelSVD(), (2,), ValueError),
+        (st.CP(), (2,), ValueError),
         (st.ChannelSVD(), 2.5, TypeError),
         (st.ChannelSVD(), True, TypeError),
         (st.Tucker2(), 3, ValueError),
@@ -162,3 +186,52 @@ def test_the_module_decides_among_classes_of_one_name():
     for kind in kinds:
         plan = third_party_plan(kind())
         assert type(st.Plan.from_json(plan.to_json())["0"].method) is kind
+
+
+MANY = (
+    *(st.ChannelSVD(), st.SpatialSVD(axis=1), st.Tucker2(), st.CP(), st.TensorTrain(), st.InputSVD(), st.TiledSVD()),
+    *(st.SpatialSVD(), st.CP(depthwise="kernel")),
+)
+
+
+@pytest.fixture(scope="module")
+def plans():
+    """Small networks, and the text of a plan for each."""
+    found = []
+    for number, name in enumerate(("uneven stride", "transposed", "conv1d groups", "linear on a map")):
+        module, x = layer_and_input(name, dtype=torch.float32)
+        width = module(x).shape[1]
+        after = nn.Linear(width, 5) if isinstance(module, nn.Linear) else nn.PReLU()
+        network = nn.Sequential(nn.Identity() if x.ndim > 2 else nn.Flatten(), module, nn.PReLU(), after).eval()
+        layers = st.find_layers(network, x)
+        fits = [[method for method in MANY if method.fits(layer.convolution)] for layer in layers]
+        chosen = {
+            layer.name: (own[number % len(own)], own[number % len(own)].full_rank(layer.convolution))
+            for layer, own in zip(layers, fits, strict=True)
+            if own
+        }
+        found.append((network, x[:2], st.plan_from(network, x, chosen).to_json()))
+    assert all(json.loads(text)["layers"] for *_, text in found)
+    return found
+
+
+@examples(100)
+@given(seed=drawn.integers(0, 2**40))
+def test_plans_of_any_json(plans, seed):
+    network, x, text = plans[seed % len(plans)]
+    plan = sentence(st.Plan.from_json, mutated(text, seed))
+    if plan is None:
+        return
+    again = st.Plan.from_json(plan.to_json())
+    assert again == plan and again.cost == plan.cost and plan.harm == plan.harm
+    assert all(isinstance(number, int) for number in (plan.cost.params, plan.cost.macs))
+    small = sentence(st.apply, plan, network)
+    if small is not None:
+        assert small(x).shape == network(x).shape
+        saved = sum(p.numel() for p in network.parameters()) - sum(p.numel() for p in small.parameters())
+        assert saved == plan.original.params - plan.cost.params
+        if any(option.rank != option.method.full_rank(option.layer.convolution) for option in plan.values()):
+            return
+        torch.testing.assert_close(small(x), network(x), rtol=1e-3, atol=1e-3)
+    elif not seed % 5:
+        sentence(lambda: st.compress(network, x, plan=plan))

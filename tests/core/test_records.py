@@ -5,8 +5,13 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as drawn
+from torch import nn
 
 import spectrim as st
+from mutations import examples, mutated, sentence
+from spectrim import report as rendered
 from spectrim.core.progress import Spent
 from spectrim.core.records import SCHEMA, Curve, Interactions, Latency, Report, Row, Score, Source, Training, Try
 
@@ -50,6 +55,9 @@ def full_report():
 
 def bare_report():
     return Report("Keep(1, 'macs')", st.Cost(10, 20), st.Cost(10, 20), (), {}, None, None, "nats")
+
+
+REPORTS = (full_report().to_json(), OLD.read_text(), full_report().to_json(), bare_report().to_json())
 
 
 def test_the_full_report_is_full():
@@ -97,7 +105,15 @@ def test_fields_that_are_not_known_are_left_out():
         (lambda text: text.replace('"schema": 2', '"schema": "two"'), "no report"),
         (lambda text: text.replace('"harm_unit"', '"unit"'), "incomplete or has a field of the wrong kind"),
         (lambda text: text.replace('"steps"', '"stairs"'), "incomplete or has a field of the wrong kind"),
-        (lambda text: text.replace('"rows": [', '"rows": [5, '), "incomplete or has a field of the wrong kind"),
+        (
+            lambda text: text.replace('"rows": [', '"rows": [5, '),
+            r"field of the wrong kind: rows\[0\] is 5; it must be an object",
+        ),
+        (lambda text: text.replace('"harm": 0.25', '"harm": "0.25"'), r"rows\[0\].harm is '0.25'; it must be a number"),
+        (lambda text: text.replace('"notes": [', '"notes": [null, '), r"notes\[0\] is None; it must be a string"),
+        (lambda text: text.replace('"images": 96', f'"images": {10**30}'), "it must be a whole number below 2\\^63"),
+        (lambda text: text.replace('"budget"', '"deep": ' + "[" * 60 + "]" * 60 + ', "budget"'), "nested more than 50 deep"),
+        (lambda text: text.replace('"marginal": [', '"marginal": [0.5, '), "a list that does not go with its layers"),
     ],
 )
 def test_what_is_no_report_gets_a_sentence(change, words):
@@ -178,3 +194,15 @@ def test_names_of_version_0_1_0_still_work(name):
 
         function = {"lines": functions.lines, "table": functions.table, "to_html": functions.page}[name]
         assert type(found) is type(function(full_report()))
+
+
+@examples(150)
+@given(seed=drawn.integers(0, 2**40))
+def test_reports_of_any_json(seed):
+    report = sentence(st.Report.from_json, mutated(REPORTS[seed % len(REPORTS)], seed))
+    if report is not None:
+        again = st.Report.from_json(report.to_json())
+        assert again.to_json() == report.to_json() and len(report.kept) == 2
+        assert rendered.lines(report) and report._repr_html_() and rendered.table(report).row_count == len(report.rows) + 1
+        if not seed % 5:
+            str(st.Result(nn.Identity(), st.Plan(), report))

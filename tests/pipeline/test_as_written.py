@@ -89,6 +89,14 @@ class Overwriting(Plain):
         return self.head((y + functional.relu_(x)).mean((2, 3)))
 
 
+class Making(Overwriting):
+    """Makes tensors on its way to the addition."""
+
+    def forward(self, x):
+        x = self.a(x) * torch.linspace(1, 2, 8) + torch.zeros(8, 1, 1)
+        return self.head((self.b(x) + x).mean((2, 3)))
+
+
 class Clips(Plain):
     """Four frames belong together."""
 
@@ -104,6 +112,7 @@ class Clips(Plain):
         (Branching, (X,), {"a", "b"}),
         (Siamese, (torch.zeros_like(X), torch.zeros_like(X)), {"a", "b"}),
         (Overwriting, (X,), set()),
+        (Making, (X,), set()),
         (Clips, (torch.randn(8, 3, 8, 8),), set()),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -118,6 +127,19 @@ def test_full_rank_changes_nothing_and_what_cannot_be_followed_is_left(make, inp
     assert error(model, small, *real) < 1e-3 and error(model, st.apply(plan, model), *real) < 1e-4
     skipped = st.inspect(model, example).skipped
     assert all("class, length or attributes" in skipped[name] or "2 streams of the batch" in skipped[name] for name in left)
+
+
+class Scaled(Siamese):
+    """An image and its mirror image, times a number."""
+
+    def forward(self, x, scale):
+        return super().forward(scale * x, scale * x.flip(1))
+
+
+def test_a_number_among_the_inputs_stays_and_zeros_hide_no_streams():
+    for scale in (torch.tensor(0.5), torch.tensor(0.0)):
+        skipped = st.inspect(Scaled(), (X[:1], scale)).skipped
+        assert "2 streams of the batch" in skipped["a"]
 
 
 def test_hooks_that_change_values_run_once():

@@ -109,6 +109,20 @@ def test_modes_without_gradient_and_with_other_outputs(monkeypatch):
         gather_moments(_Labels(), st.find_layers(_Labels(), x[0]), [x[0]])
 
 
+class _Half(nn.Sequential):
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(x).float()
+
+
+def test_sums_are_exact_where_the_forward_computes_in_half_precision():
+    x = torch.randn(8, 3, 6, 6) + torch.tensor([0.0, 8, 80])[:, None, None]
+    network = _Half(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 5))
+    covariance = gather_moments(network, st.find_layers(network, x), [x])["0"].covariance[0]
+    wanted = torch.cov(functional.unfold(x, 3).transpose(1, 2).flatten(0, 1).double().T, correction=0)
+    torch.testing.assert_close(covariance, wanted, rtol=1e-4, atol=1e-4)
+
+
 class _Labels(nn.Module):
     def __init__(self):
         super().__init__()

@@ -100,3 +100,36 @@ def test_a_quadratic_model_is_what_its_formula_says(chosen):
     inside = np.isin(range(3), chosen).astype(float)
     assert model.harm(chosen) == pytest.approx(2 + linear @ inside + 0.5 * inside @ model.gram @ inside)
     assert model.additive(chosen) == pytest.approx(2 + linear @ inside + 0.5 * np.diag(model.gram) @ inside)
+
+
+class Frames(nn.Module):
+    """Clips, frame by frame or at once."""
+
+    def __init__(self, apart):
+        super().__init__()
+        self.apart, self.head = apart, nn.Linear(8, 5)
+        self.conv = nn.Conv2d(3, 8, 3) if apart else nn.Conv3d(3, 8, (1, 3, 3))
+
+    def forward(self, x):  # (N, 3, frames, height, width)
+        if self.apart:
+            frames = self.conv(x.transpose(1, 2).flatten(0, 1)).relu().mean((2, 3)).unflatten(0, (len(x), -1)).mean(1)
+            return self.head(frames)
+        return self.head(self.conv(x).relu().mean((2, 3, 4)))
+
+
+def test_frames_of_a_clip_belong_to_one_example():
+    x, found = torch.randn(6, 3, 4, 5, 5), []
+    weights = Frames(True).state_dict()
+    for apart in (True, False):
+        model, changed = Frames(apart), Frames(apart)
+        for network, share in ((model, 1.0), (changed, 0.9)):
+            shape = network.conv.weight.shape
+            network.load_state_dict(
+                {key: share * value for key, value in weights.items()}
+                | {"conv.weight": share * weights["conv.weight"].view(shape)}
+            )
+        alternatives = [("conv", changed.conv), ("head", changed.head)]
+        found.append(quadratic_model(model, model, alternatives, [x[:4], x[4:]]))
+        assert {layer.name for layer in st.find_layers(model, x)} == {"conv", "head"}
+    np.testing.assert_allclose(found[0].gram, found[1].gram, rtol=1e-4)
+    np.testing.assert_allclose(found[0].linear, found[1].linear, atol=1e-6)

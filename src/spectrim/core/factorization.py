@@ -212,7 +212,7 @@ class Factorization(ABC):
         given, limits = as_tuple(rank), as_tuple(full)
         if not is_rank(rank):
             raise TypeError(f"rank {rank!r} of layer {layer.name!r} is not a whole number or a tuple of them")
-        if len(given) != len(limits):
+        if len(given) != len(limits) or (isinstance(full, int) and not isinstance(rank, int)):
             raise ValueError(f"rank {rank} of layer {layer.name!r}: {self.title} takes {len(limits)} rank(s), such as {full}")
         if any(not 1 <= number <= limit for number, limit in zip(given, limits, strict=True)):
             raise ValueError(f"rank {rank} of layer {layer.name!r} is out of range; {self.title} allows 1 to {full}")

@@ -7,11 +7,12 @@ is the name of the torch class. Every shape is that of one example, without the 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from spectrim.core.cost import Cost
+from spectrim.core.reading import read
 
 Shape = tuple[int, ...]
 
@@ -146,12 +147,50 @@ class Layer:
         }
 
     @staticmethod
-    def from_dict(data: dict[str, Any]) -> Layer:
-        """Rebuild a layer from `to_dict`'s dictionary (or its JSON)."""
-        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
-        values["inputs"] = tuple(tuple(shape) for shape in data["inputs"])
-        values["pad"] = tuple((int(before), int(behind)) for before, behind in data.get("pad", ()))
-        return Layer(**values)
+    def from_dict(data: Mapping[str, Any]) -> Layer:
+        """Rebuild a layer from `to_dict`'s dictionary (or its JSON).
+
+        Raises:
+            ValueError: If a field is missing, not known or of another kind, or the shapes do not go together.
+        """
+        unknown = sorted(set(data) - {field.name for field in fields(Layer)})
+        if unknown:
+            raise ValueError(f"a layer has no {unknown[0]!r}")
+        layer: Layer = read(Layer, data, "layer")
+        if layer.weighted and (wrong := _mismatch(layer)):
+            raise ValueError(f"{wrong} of layer {layer.name!r} does not go with the rest of it")
+        return layer
+
+
+def _mismatch(layer: Layer) -> str:
+    """Return the fields of a convolution or linear layer that do not go with the others, or nothing."""
+    axes = len(layer.weight) - 2
+    kinds = (f"Conv{axes}d", f"ConvTranspose{axes}d") if axes else ("Linear",)
+    if axes not in range(4) or layer.kind not in kinds:
+        return "kind"
+    if min(*layer.weight, layer.groups) < 1 or layer.weight[0] % layer.groups or (not axes and layer.groups > 1):
+        return "weight or groups"
+    if not _geometric(layer, axes):
+        return "stride, padding, output_padding, dilation, padding_mode or pad"
+    if layer.image and (axes or math.prod(layer.image) != layer.weight[1] or len(layer.image) not in (2, 3, 4)):
+        return "image"
+    for shape in layer.inputs:
+        if not shape or (axes and len(shape) != axes + 1) or shape[0 if axes else -1] != layer.channels[1] or min(shape) < 1:
+            return "inputs"
+    return "" if layer.inputs and all(min(shape) > 0 for shape in layer.outputs) else "inputs"
+
+
+def _geometric(layer: Layer, axes: int) -> bool:
+    """Return whether the numbers of each axis are as many as there are axes, and possible."""
+    same = layer.padding == "same"
+    padding: Any = (0,) * axes if same and not layer.transposed and set(layer.stride) == {1} else layer.padding
+    out = layer.output_padding if layer.transposed else (*layer.output_padding, *(0,) * axes)
+    if isinstance(padding, str) or any(len(given) != axes for given in (layer.stride, layer.dilation, padding, out)):
+        return False
+    pad = [side for pair in layer.pad for side in pair]
+    positive = min((1, *layer.stride, *layer.dilation)) == 1 and min((0, *padding, *out, *pad)) == 0
+    mode = layer.padding_mode in ("zeros", "reflect", "replicate", "circular")
+    return positive and mode and (not pad or (len(layer.pad) == axes and not layer.transposed))
 
 
 def on_vectors(parts: Sequence[Layer]) -> tuple[Layer, ...]:

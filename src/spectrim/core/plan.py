@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -13,6 +14,7 @@ from spectrim.core.cost import Cost
 from spectrim.core.factorization import Factorization, Rank, describe, flaw, is_rank, options, parse
 from spectrim.core.layer import Layer, on_vectors
 from spectrim.core.progress import Spent
+from spectrim.core.reading import parsed, read
 
 FORMAT = "spectrim-plan-1"
 FREE = Cost(0, 0)
@@ -131,18 +133,36 @@ class Plan(Mapping[str, Option]):
         Raises:
             ValueError: If the text is no plan, or a method, an option or a rank is not possible.
         """
-        try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"the plan is no JSON: {error}") from error
+        data = parsed(text, "plan")
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise ValueError(f"the text is no plan: its 'format' must be {FORMAT!r}")
         try:
-            rows = {name: _read(row) for name, row in data["layers"].items()}
-            original = Cost(**data["original"])
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise ValueError(f"the plan is incomplete or has a field of the wrong kind: {error!r}") from error
-        return Plan({name: _option(*row) for name, row in rows.items()}, original)
+            file = read(_File, data, "")
+            rows = {name: (row, _unmade(name, row)) for name, row in file.layers.items()}
+        except ValueError as error:
+            raise ValueError(f"the plan is incomplete or has a field of the wrong kind: {error}") from error
+        return Plan({name: _option(option, row) for name, (row, option) in rows.items()}, file.original)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A layer of a plan as JSON has it."""
+
+    layer: Mapping[str, Any]
+    method: str
+    rank: Any
+    options: Mapping[str, Any] | None = None
+    module: str = ""
+    harm: float = 0.0
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class _File:
+    """A plan as JSON has it."""
+
+    layers: Mapping[str, _Row]
+    original: Cost
 
 
 def _row(option: Option) -> dict[str, Any]:
@@ -163,20 +183,24 @@ def _row(option: Option) -> dict[str, Any]:
     }
 
 
-def _read(row: dict[str, Any]) -> tuple[Option, str, dict[str, Any], str]:
-    """Return a row's option without its method, and of the method the name, options and module; nothing is asked of it yet.
+def _unmade(name: str, row: _Row) -> Option:
+    """Return a row's option without its method, of which nothing is asked yet.
 
-    What is missing or of the wrong kind is a KeyError, TypeError, ValueError, AttributeError or IndexError.
+    Raises:
+        ValueError: If a field is of the wrong kind, or the layer's shapes do not go together.
     """
-    rank = tuple(row["rank"]) if isinstance(row["rank"], list) else row["rank"]
-    option = Option(Layer.from_dict(row["layer"]), None, rank, float(row.get("harm", 0.0)), bool(row.get("bias", False)))
-    _ = option.layer.convolution, option.layer.cost  # the shapes go together
-    return option, row["method"], dict(row.get("options") or {}), row.get("module", "")
+    layer = Layer.from_dict(row.layer)
+    if layer.name != name or not layer.weighted:
+        raise ValueError(f"the row of {name!r} describes {layer.kind!a} {layer.name!r}")
+    if not math.isfinite(row.harm):
+        raise ValueError(f"the harm of {name!r} is {row.harm}")
+    rank = tuple(row.rank) if isinstance(row.rank, list) else row.rank
+    return Option(layer, None, rank, float(row.harm), row.bias)
 
 
-def _option(option: Option, name: str, given: dict[str, Any], module: str) -> Option:
+def _option(option: Option, row: _Row) -> Option:
     """Return the option with its method, which must exist and take the options, the layer and the rank."""
-    method = parse(name, given, module)
+    method = parse(row.method, row.options, row.module)
     if not is_rank(option.rank):
         raise ValueError(f"rank {option.rank!r} of layer {option.layer.name!r} is not a whole number or a tuple of them")
     method.check(option.layer.convolution, option.rank)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from html import escape
 from typing import Any, Literal
 
 from spectrim.core.cost import Cost
+from spectrim.core.reading import parsed, read
 
 MOVED: dict[str, Callable[[Any], Any]] = {}  # what were methods of `Report`; `spectrim.report`, above this file, puts them here
 SCHEMA = 2  # of report.json; 1 is that of version 0.1.0, which did not say so
@@ -279,19 +280,17 @@ class Report:
         Raises:
             ValueError: If the text is no report, or one of a newer version.
         """
-        try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"the report is no JSON: {error}") from error
+        data = parsed(text, "report")
         schema = data.get("schema", 1) if isinstance(data, dict) else None
-        if not isinstance(schema, int) or "before" not in data:
+        if not isinstance(schema, int) or schema < 1 or "before" not in data:
             raise ValueError("the text is no report: it has no 'before'")
         if schema > SCHEMA:
             raise ValueError(f"the report has schema {schema}, and this version reads up to {SCHEMA}; install a newer spectrim")
         try:
-            return _report(data if schema == SCHEMA else _upgraded(data))
+            return _consistent(read(Report, data if schema == SCHEMA else _upgraded(data), ""))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"the report is incomplete or has a field of the wrong kind: {error!r}") from error
+            what = error if isinstance(error, ValueError) else repr(error)
+            raise ValueError(f"the report is incomplete or has a field of the wrong kind: {what}") from error
 
     def _repr_html_(self) -> str:
         """Return a plain table for notebooks."""
@@ -341,28 +340,21 @@ def _moved(name: str) -> Any:
     return MOVED[name]
 
 
-def _report(data: Mapping[str, Any]) -> Report:
-    """Return the report of JSON data of the present schema; fields that it does not know are left out."""
-    values = {f.name: data[f.name] for f in fields(Report) if f.name in data}
-    singles = {"before": Cost, "after": Cost, "source": Source, "training": Training, "selection": Score, "test": Score}
-    for name, single in singles.items():
-        values[name] = None if values.get(name) is None else _record(single, values[name])
-    several = {"rows": Row, "tries": Try, "flatness": Curve}
-    for name, kind in several.items():
-        values[name] = tuple(_record(kind, item) for item in values.get(name, ()))
-    values["notes"] = tuple(values.get("notes", ()))
-    pair = values.get("latency")
-    values["latency"] = None if pair is None else (_record(Latency, pair[0]), _record(Latency, pair[1]))
-    found = values.get("interactions")
-    if found is not None:
-        values["interactions"] = _record(Interactions, {**found, "partners": tuple(map(tuple, found["partners"]))})
-    return Report(**values)
+def _consistent(report: Report) -> Report:
+    """Return the report if its lists are as long as they must be.
 
-
-def _record(kind: Any, data: Mapping[str, Any]) -> Any:
-    """Return a record of JSON data; lists are tuples in records."""
-    names = {f.name for f in fields(kind)}
-    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items() if key in names})
+    Raises:
+        ValueError: If one is not.
+    """
+    for curve in report.flatness:
+        if not len(curve.t) == len(curve.loss) == len(curve.error) == len(curve.accuracy) > 0:
+            raise ValueError(f"the curve {curve.label!r} has lists of several lengths, or empty ones")
+    if report.training is not None and not report.training.loss:
+        raise ValueError("training.loss is empty")
+    found = report.interactions
+    if found is not None and {len(found.marginal), len(found.partners), *map(len, found.partners)} - {len(found.layers)}:
+        raise ValueError("interactions has a list that does not go with its layers")
+    return report
 
 
 def _upgraded(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class SpatialSVD(Factorization):
     def __post_init__(self) -> None:
         """Check the axis."""
         if self.axis not in (0, 1, 2):
-            raise ValueError(f"SpatialSVD was given axis={self.axis}; allowed are 0 (height first), 1 (width first) and 2")
+            raise ValueError(f"SpatialSVD was given axis={self.axis!r}; allowed are 0 (height first), 1 (width first) and 2")
 
     def fits(self, layer: Layer) -> Fit:
         """Need a kernel of more than one tap along the axis and along the others."""

@@ -43,7 +43,7 @@ class TiledSVD(Factorization):
     def __post_init__(self) -> None:
         """Check the numbers of tiles."""
         if self.rows < 1 or self.columns < 1:
-            raise ValueError(f"TiledSVD was given rows={self.rows}, columns={self.columns}; both must be at least 1")
+            raise ValueError(f"TiledSVD was given rows={self.rows!r}, columns={self.columns!r}; both must be at least 1")
 
     def fits(self, layer: Layer) -> Fit:
         """Need an ungrouped convolution whose channels the tiles divide."""

@@ -18,7 +18,8 @@ from spectrim.network.build import build, factorized
 from spectrim.network.calling import Example
 from spectrim.network.copying import duplicate
 from spectrim.network.counting import counted
-from spectrim.network.survey import Survey, survey
+from spectrim.network.disguise import overridden
+from spectrim.network.survey import Survey, geometry, survey
 
 
 def apply(plan: Plan, model: nn.Module, *, moments: Mapping[str, Moments] | None = None) -> nn.Module:
@@ -143,7 +144,21 @@ def module_of(model: nn.Module, option: Option) -> nn.Module:
         raise ValueError(
             f"the plan does not fit the model: layer {layer.name!r} is {found}, the plan has {layer.kind} {layer.weight}"
         )
+    for field, own in _own(module).items():
+        if getattr(layer, field) != own:
+            raise ValueError(
+                f"the plan does not fit the model: the {field} of layer {layer.name!r} is {own!r}, the plan has "
+                f"{getattr(layer, field)!r}"
+            )
     return module
+
+
+def _own(module: nn.Module) -> dict[str, Any]:
+    """Return the fields of a `Layer` that its module alone decides, without running it."""
+    shape = geometry(module) | {"bias": module.bias is not None}
+    if not overridden(module):
+        return shape | {"pad": (), "baked": False}
+    return {field: value for field, value in shape.items() if not field.startswith("padding")}
 
 
 def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:

@@ -203,7 +203,8 @@ class _StandIn(nn.Sequential):
         self.calls += len(x) // self.batch
         if self.twice and len(x) % 2 == 0:
             first, second = x.detach().float().nan_to_num().chunk(2)
-            self.twice = bool((first - second).norm() <= 1e-2 * first.norm())
+            known = len(x) == self.batch or bool(first.any())  # of zeros nobody can tell how they are joined
+            self.twice = known and bool((first - second).norm() <= 1e-2 * first.norm())
         return super().forward(x)  # type: ignore[no-untyped-call,no-any-return]
 
 
@@ -276,7 +277,7 @@ def _varied(example: Example) -> Example:
     def varied(x: Tensor) -> Tensor:
         alike = any(x.shape == other.shape and torch.equal(x, other) for other in seen)
         seen.append(x)
-        if not x.is_floating_point() or not x.numel() or not (alike or bool((x == x.flatten()[0]).all())):
+        if not x.is_floating_point() or x.numel() < 2 or not (alike or bool((x == x.flatten()[0]).all())):
             return x
         steps = torch.linspace(0, 1, x.numel(), device=x.device)
         return (steps if len(seen) == 1 else steps.roll(len(seen) * 7).square()).to(x.dtype).view(x.shape)
@@ -347,23 +348,25 @@ def _describe(
     if isinstance(module, nn.Linear):
         image = images[name][0] if len(set(images[name])) == 1 else ()
         return Layer(name, "Linear", weight, tuple(inputs), bias=bias, image=image)
-    assert isinstance(module, (*CONVOLUTIONS, *TRANSPOSED))
     kind = next(base.__name__ for base in STOCK if isinstance(module, base))
-    padding: Any = module.padding if unmasked is None else unmasked.padding
+    shape = geometry(module)
+    if unmasked is not None:
+        shape |= {"padding": unmasked.padding, "padding_mode": "zeros", "pad": unmasked.pad, "baked": unmasked.baked}
+    return Layer(name, kind, weight, tuple(inputs), bias=bias, **shape)
+
+
+def geometry(module: nn.Module) -> dict[str, Any]:
+    """Return the fields of a `Layer` that a convolution's own attributes say; a linear layer has none of them."""
+    if not isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)):
+        return {}
+    padding: Any = module.padding
     if isinstance(padding, str):
         padding = "same" if padding == "same" else (0,) * len(module.kernel_size)
-    return Layer(
-        name,
-        kind,
-        weight,
-        tuple(inputs),
-        tuple(module.stride),
-        padding if isinstance(padding, str) else tuple(padding),
-        tuple(module.output_padding) if isinstance(module, TRANSPOSED) else (),
-        tuple(module.dilation),
-        module.padding_mode if unmasked is None else "zeros",
-        module.groups,
-        bias,
-        pad=() if unmasked is None else unmasked.pad,
-        baked=unmasked is not None and unmasked.baked,
-    )
+    return {
+        "stride": tuple(module.stride),
+        "padding": padding if isinstance(padding, str) else tuple(padding),
+        "output_padding": tuple(module.output_padding) if isinstance(module, TRANSPOSED) else (),
+        "dilation": tuple(module.dilation),
+        "padding_mode": module.padding_mode,
+        "groups": module.groups,
+    }

@@ -52,6 +52,7 @@ def compress(  # noqa: PLR0913
         BudgetError: If the budget cannot be met (a ValueError).
         ValueError: If something given is unusable; the text says what.
         TypeError: If something given is of the wrong kind.
+        RuntimeError: If the forward takes another path for other inputs, so that layers cannot be refitted to one another.
     """
     if not isinstance(budget, (Keep, MaxDrop)) and (plan is None or budget is not None):
         raise TypeError(f"the budget is {budget!r}; it must be Keep(fraction, metric) or MaxDrop(points, metric)")

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from spectrim.network.calling import Example, answer, call, doubled, evaluation_mode
 from spectrim.refit.lockstep import LockStep
-from spectrim.refit.trace import ADDITIONS, Trace, aten, uncached
+from spectrim.refit.trace import ADDITIONS, DETACH, Trace, aten, uncached
 
 WAY_OUT = "use refit=False"
 
@@ -139,7 +139,7 @@ class _Interceptor(TorchDispatchMode):
         return _Pause(self)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.paused:
+        if self.paused or func is DETACH:
             return func(*args, **(kwargs or {}))
         index, self.index = self.index, self.index + 1
         if index not in self.twin.additions:

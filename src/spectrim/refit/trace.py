@@ -21,6 +21,7 @@ from spectrim.network.calling import Example, batch_size, call, tensors_of
 
 aten = torch.ops.aten
 ADDITIONS = (aten.add.Tensor, aten.add_.Tensor)
+DETACH = aten.detach.default  # not counted: it also follows a tensor's making (`torch.zeros`), if someone holds the tensor
 NORMS = (
     aten.native_batch_norm.default,
     aten._native_batch_norm_legit_no_training.default,
@@ -94,7 +95,7 @@ class _Tracer(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         if self.paused:
             return result
-        index, self.index = self.index, self.index + 1
+        index, self.index = self.index, self.index + (func is not DETACH)
         outputs = tensors_of(result)
         self.alive.extend(outputs)  # keeps every id unique
         self.largest = max([self.largest, *(tensor.numel() * tensor.element_size() for tensor in outputs)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from spectrim.core.factorization import describe
@@ -13,7 +14,7 @@ from spectrim.search import USUAL as USUAL_SEARCH
 
 def table(report: Report) -> Table:
     """Return the layers as a terminal table of 80 columns for usual names, totals last."""
-    table = Table(title=report.budget, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(title=escape(report.budget), title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("layer", "method"):
         table.add_column(name, no_wrap=True)
     for name in ("rank", "params", "after", "MACs", "after"):
@@ -22,7 +23,7 @@ def table(report: Report) -> Table:
         rank = "" if row.method == "-" else str(row.rank)
         method = "left alone" if row.method == "-" else row.method
         numbers = (row.params_before, row.params_after, row.macs_before, row.macs_after)
-        table.add_row(row.layer, method, rank, *map(short, numbers), style="dim" if row.method == "-" else "")
+        table.add_row(escape(row.layer), escape(method), rank, *map(short, numbers), style="dim" if row.method == "-" else "")
     table.add_section()
     totals = (report.before.params, report.after.params, report.before.macs, report.after.macs)
     table.add_row("whole network", "", "", *map(short, totals))
@@ -73,9 +74,14 @@ def _chosen_by(report: Report) -> list[str]:
     """Return a line that names the rank selection and the decompositions that competed, where they are not the usual ones."""
     methods, search = report.config.get("methods", ()), report.config.get("search")
     usual = ([describe(method) for method in USUAL_METHODS], repr(USUAL_SEARCH))
-    if not methods or (methods, search) == usual or not report.budget.startswith(("Keep(", "MaxDrop(")):
+    if (
+        not isinstance(methods, (list, tuple))
+        or not methods
+        or (methods, search) == usual
+        or not report.budget.startswith(("Keep(", "MaxDrop("))
+    ):
         return []
-    return [f"chosen by {search} among {', '.join(methods)}"]
+    return [f"chosen by {search} among {', '.join(map(str, methods))}"]
 
 
 def _training(told: Training) -> list[str]:

@@ -264,7 +264,7 @@ def _observer(sums: _Sums, sampler: Sampler, gradient: bool) -> Any:
     layer = sums.layer
 
     def observe(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(output.device.type, enabled=False):  # sums are exact in a forward that is not
             sums.outputs.add(grouped(layer, output.detach()).float())
             if sums.covaries:
                 shape = output.shape[1:-1] if layer.kind == "Linear" else output.shape[2:]

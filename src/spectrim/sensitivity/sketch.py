@@ -58,7 +58,7 @@ def quadratic_models(
             fixed = detached(outputs)
             total += size * float(harm(fixed, reference))
             directions = [slope(fixed, reference, harm), curvature_root(fixed, reference, harm, generator)]
-            samples = _samples(outputs, directions, seen, alternatives)  # (A, 2, N)
+            samples = _samples(outputs, directions, seen, alternatives, size)  # (A, 2, N)
         linear += samples[:, 0].sum(1)
         gram += samples[:, 1] @ samples[:, 1].T
         examples += size
@@ -101,9 +101,12 @@ def _observed(network: nn.Module, names: Sequence[str], batch: Example) -> tuple
 
 
 def _samples(
-    outputs: object, directions: Sequence[Sequence[Tensor]], seen: Seen, alternatives: Sequence[Alternative]
+    outputs: object, directions: Sequence[Sequence[Tensor]], seen: Seen, alternatives: Sequence[Alternative], size: int
 ) -> np.ndarray:
-    """Return (J_l^T v) . d_l of each alternative, direction and example, (A, directions, N)."""
+    """Return (J_l^T v) . d_l of each alternative, direction and example, (A, directions, N).
+
+    A layer may see several rows of each example, one behind the other, such as the frames of a clip.
+    """
     answers = [y for pairs in seen.values() for _, y in pairs]
     results = [tensor for tensor in floats(outputs) if tensor.requires_grad]
     pulled = []
@@ -118,7 +121,7 @@ def _samples(
         for name, module in alternatives:
             pairs = seen[name]
             row = [torch.bmm(of[id(y)], _wide(answer(module, x) - y).flatten(1)[:, :, None])[:, :, 0] for x, y in pairs]
-            rows.append(torch.stack(row).sum(0).double().cpu().T)
+            rows.append(torch.stack([each.double().unflatten(0, (size, -1)).sum(1) for each in row]).sum(0).cpu().T)
     return torch.stack(rows).numpy()
 
 
