@@ -62,6 +62,8 @@ def _mark(command, name, word, mark, words):
         return None
     if (command == "train" and word.endswith("frozen")) or ("--plan" in given and word.endswith(("tuple_out", "dict_out"))):
         return False  # nothing to train; layers have other names
+    if name == "--methods" and "--plan" in given and ":" in word:  # only imported
+        return None
     if command == "demo" and name == "--out" and word == "{h}/taken":
         return None
     if command == "train" and name in DISTORTED and mark:
@@ -84,9 +86,8 @@ def _contradiction(command, given):
         len(kinds) > 1
         or (True in kinds and bool({"--mean", "--std", "--input"} & names))
         or ("--selection" in given and given["--selection"] in (given.get("--data"), given.get("--calibration")))
-        or (
-            "--plan" in names and bool({"--search", "--methods", "--exclude"} & names or given.get("--multiple-of", "1") != "1")
-        )
+        or ("--plan" in names and bool({"--search", "--exclude"} & names or given.get("--multiple-of", "1") != "1"))
+        or ("--plan" in names and "--methods" in names and ":" not in given["--methods"])
         or (command == "compress" and ({"--keep", "--max-drop"} <= names or not {"--keep", "--max-drop", "--plan"} & names))
         or (command == "compress" and ((changed and not epochs) or (epochs and "--calibration" not in names)))
         or (command == "compress" and "--selection" in names and not epochs and "--max-drop" not in names)
