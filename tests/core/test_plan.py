@@ -98,7 +98,8 @@ def test_edited_ranks_and_methods():
         ('"bias": false,\n   "harm"', '"bias": 1,\n   "harm"', r"layers\['conv1'\].bias is 1; it must be true or false"),
         ('"params": ', '"params": 1e400, "params_": ', r"original.params is inf; it must be a whole number"),
         ('"stride": [', '"stride": [1, ', "dilation, padding_mode or pad of layer 'conv1' does not go with the rest"),
-        ('"name": "conv2"', '"name": "conv1"', "the row of 'conv2' describes 'Conv2d' 'conv1'"),
+        ('"conv2": {', '"": {', "the row of '' describes"),
+        ('"kind": "Conv2d"', '"kind": "Flatten"', "the row of 'conv1' describes 'Flatten', which is no layer"),
         ('"layers"', '"deep": ' + "[" * 60 + "]" * 60 + ', "layers"', "nested more than 50 deep"),
     ],
 )
@@ -119,6 +120,19 @@ def test_a_geometry_that_is_not_the_layers_is_refused(field, value):
     data["layers"]["conv2"]["layer"][field] = value
     with pytest.raises(ValueError, match=f"the plan does not fit the model: the {field} of layer 'conv2' is"):
         st.apply(st.Plan.from_json(json.dumps(data)), model)
+
+
+def test_a_row_copied_to_another_layer_is_about_that_layer():
+    model, x, plan = two_layers()
+    data = json.loads(plan.to_json())
+    data["layers"] = {"conv2": data["layers"]["conv1"]}  # of the same shape; its name inside was not edited
+    copied = st.Plan.from_json(json.dumps(data))
+    small = st.apply(copied, model)
+    assert isinstance(small.conv2, nn.Sequential) and isinstance(small.conv1, nn.Conv2d) and st.cost(small, x) == copied.cost
+    torch.testing.assert_close(
+        small.conv2(torch.ones(1, 8, 5, 5)),
+        st.apply(st.plan_from(model, x, {"conv2": (st.Tucker2(), (4, 5))}), model).conv2(torch.ones(1, 8, 5, 5)),
+    )
 
 
 @pytest.mark.parametrize(

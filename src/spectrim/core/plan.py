@@ -189,9 +189,9 @@ def _unmade(name: str, row: _Row) -> Option:
     Raises:
         ValueError: If a field is of the wrong kind, or the layer's shapes do not go together.
     """
-    layer = Layer.from_dict(row.layer)
-    if layer.name != name or not layer.weighted:
-        raise ValueError(f"the row of {name!r} describes {layer.kind!a} {layer.name!r}")
+    layer = replace(Layer.from_dict(row.layer), name=name)  # a row that was copied is about the layer that it stands at
+    if not name or not layer.weighted:
+        raise ValueError(f"the row of {name!r} describes {layer.kind!a}, which is no layer of a network with a weight")
     if not math.isfinite(row.harm):
         raise ValueError(f"the harm of {name!r} is {row.harm}")
     rank = tuple(row.rank) if isinstance(row.rank, list) else row.rank
