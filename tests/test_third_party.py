@@ -482,7 +482,7 @@ def test_a_plan_is_read_with_what_it_needs_imported(run, files, tmp_path):
     plan, spec = run / "plan.json", f"{run.parent}/my_methods.py:PlainInput"
     compress = compressing(files, tmp_path / "again", "--plan", str(plan))
     train = training(files, tmp_path / "trained", "--plan", str(plan), "--every", "1", "--batch", "64")
-    train[train.index("--methods") + 1] = spec
+    train += ["--methods", spec]
     codes, _, told = fresh(tmp_path, compress, [*compress, "--methods", spec], train)
     assert codes == [2, 0, 0], told
     assert f"the plan {str(plan)!r} cannot be used" in told and "--methods my_module:PlainInput" in told
@@ -510,7 +510,7 @@ def test_a_plan_is_read_with_what_it_needs_imported(run, files, tmp_path):
             "'plan.json' cannot be used: --methods: 'nowhere:Mine' cannot be",
         ),
         (["--plan", "plan.json", "--methods", "CP"], "--plan says what is done to each layer"),
-        (["--plan", "plan.json", "--search", "Energy"], "--plan says what is done to each layer; leave --search out"),
+        (["--plan", "plan.json", "--search", "Energy"], "--plan says what is done to each layer; leave --search, "),
     ],
 )
 def test_what_cannot_be_imported_is_told_with_its_flag(files, examples, capsys, more, words):

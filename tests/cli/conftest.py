@@ -24,17 +24,24 @@ def _quick(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory):
+def saved_world(tmp_path_factory):
+    """A folder of networks, images and runs, right and wrong, and the result that one of the runs saved."""
     folder = tmp_path_factory.mktemp("world")
     network = make_world(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(account, "measure", functools.partial(measure, seconds=0.0))
-        patch.setattr(sys.modules["spectrim.pipeline.result"], "page", lambda report: "a page")
         patch.chdir(folder)  # other places than where it is evaluated
         line = ["compress", "nets.py:build", "--data", "npz:test.npz", "--calibration", "npz:train.npz", "--weights", "w.pth"]
         assert run([*line, "--methods", "ChannelSVD", "--keep", "0.6", "--out", "run"])[0] == 0
         model, report = st.load("run", network), st.Report.from_json(Path("run/report.json").read_text())
-        result = st.Result(model, st.Plan.from_json(Path("run/plan.json").read_text()), report)
-        patch.setattr(cli.demo, "run_demo", lambda progress, device: result)
         edit_world(folder)
-        yield folder
+        return folder, st.Result(model, st.Plan.from_json(Path("run/plan.json").read_text()), report)
+
+
+@pytest.fixture
+def world(saved_world, monkeypatch):
+    """The folder, with the demo, the page and the timing cut short."""
+    folder, result = saved_world
+    monkeypatch.setattr(account, "measure", functools.partial(measure, seconds=0.0))
+    monkeypatch.setattr(sys.modules["spectrim.pipeline.result"], "page", lambda report: "a page")
+    monkeypatch.setattr(cli.demo, "run_demo", lambda progress, device: result)
+    return folder
