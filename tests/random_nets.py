@@ -102,6 +102,25 @@ def padded(dims):
     return Padded
 
 
+def activated(dims):
+    """A convolution that goes on with a norm and an activation, in place or not."""
+
+    class Activated(CONV[dims]):
+        def forward(self, x):
+            x = super().forward(x)
+            x = x if self.norm is None else self.norm(x)
+            return x.relu_() if self.activation is None else self.activation(x)
+
+    return Activated
+
+
+def doing_more(r, x):
+    layer = conv(r, x, kind=activated(x.ndim - 2))
+    layer.norm = r.choice((None, norm(r, x)))
+    layer.activation = r.choice((None, functional.silu, functional.leaky_relu, nn.PReLU(), nn.ReLU(inplace=True)))
+    return {"a": layer, "b": conv(r, x)}
+
+
 class Block(nn.Module):
     """Modules, and what to do with them."""
 
@@ -229,6 +248,7 @@ KINDS = {
     "alias": (lambda r, x: dict.fromkeys(("a", "other"), conv(r, x)) | {"unused": conv(r, x)}, lambda m, x: m.other(x).tanh()),
     "standardized": (lambda r, x: plain(r, x, layer=conv(r, x, kind=standardized(x.ndim - 2))), lambda m, x: m.f(m.n(m.a(x)))),
     "padded": (lambda r, x: plain(r, x, layer=conv(r, x, kind=padded(x.ndim - 2))), lambda m, x: m.f(m.n(m.a(x)))),
+    "activated": (doing_more, lambda m, x: m.b(m.a(x))),
     "weight norm": (lambda r, x: {"a": parametrizations.weight_norm(conv(r, x)), "b": conv(r, x)}, lambda m, x: m.b(m.a(x))),
     "spectral norm": (
         lambda r, x: {"a": parametrizations.spectral_norm(conv(r, x)), "b": conv(r, x)},

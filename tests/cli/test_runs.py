@@ -9,7 +9,7 @@ from spectrim.cli.runs import Run
 
 def test_interrupted_run_is_resumed(files, tmp_path, capsys, monkeypatch):
     out = tmp_path / "run"
-    command = compressing(files, out, "--max-drop", "3", "--metric", "params")
+    command = compressing(files, out, "--max-drop", "3", "--metric", "params", "--methods", "ChannelSVD")
     per_example, calls = spectrim.Accuracy.per_example, []
 
     def interrupting(self, model):

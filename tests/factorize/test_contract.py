@@ -71,7 +71,7 @@ def test_single_precision_is_exact_to_1e_5(method, geometry):
     assert (y - z).abs().max() / y.abs().max() < 1e-5
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(some.data())
 def test_random_geometries(data):
     draw = data.draw

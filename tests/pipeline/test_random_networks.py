@@ -244,7 +244,7 @@ def _quick(monkeypatch):
 
 
 @settings(
-    max_examples=BY_HAND or 10,
+    max_examples=BY_HAND or 6,
     derandomize=not BY_HAND,
     phases=(Phase.generate,),
     deadline=None,

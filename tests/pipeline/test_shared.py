@@ -17,8 +17,8 @@ def test_resnet20_at_half_of_its_macs(shared):
     form = Form(3, (32, 32))
     train = open_images(f"parquet:{shared}/data/cifar10-jpeg/train.parquet")
     test = open_images(f"parquet:{shared}/data/cifar10-jpeg/test.parquet")
-    calibration = list(Batches(train.part(range(256)), form))
-    evaluate = st.Accuracy(list(Batches(test.part(range(1000)), form, 250)))
+    calibration = list(Batches(train.part(range(128)), form))
+    evaluate = st.Accuracy(list(Batches(test.part(range(500)), form, 250)))
     example = torch.zeros(1, 3, 32, 32)
     config = st.Config(methods=(st.ChannelSVD(), st.SpatialSVD(), st.SpatialSVD(axis=1)))  # CP takes a minute more
     result = st.compress(model, example, budget=st.Keep(0.5), calibration=calibration, evaluate=evaluate, config=config)
