@@ -125,6 +125,14 @@ def test_what_cannot_be_taken_apart_is_left_with_its_reason(name):
     assert reason in st.inspect(network(make), X).skipped["1"]
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+def test_scripted_parts_are_looked_past():
+    model = network(EXACT["norm"])
+    model[3] = torch.jit.script(nn.Sequential(nn.ReLU(), nn.Conv2d(8, 8, 1)))
+    names = [layer.name for layer in st.find_layers(model, X)]
+    assert "1.conv" in names and not any(name.startswith("3") for name in names)
+
+
 def test_layers_that_a_plan_leaves_alone_stay_whole(tmp_path):
     model = network(EXACT["norm and function"])
     result = st.compress(model, X, budget=st.Keep(0.8), calibration=[DATA], config=st.Config(methods=METHODS, exclude=("1.*",)))

@@ -105,9 +105,11 @@ def pieces_of(module: nn.Module) -> dict[str, nn.Module]:
 
     Empty where that cannot be told, where its forward does something else as well, and for layers that only convolve.
     """
+    if not isinstance(module, CONVOLUTIONS) or not overridden(module) or "forward" in vars(module):
+        return {}
     plain = set(module._parameters) <= {"weight", "bias"} and not module._buffers
     hooked = any(value for name, value in vars(module).items() if name.endswith("_hooks") and name.startswith("_"))
-    if not isinstance(module, CONVOLUTIONS) or not overridden(module) or "forward" in vars(module) or not plain or hooked:
+    if not plain or hooked:
         return {}
     if parametrize.is_parametrized(module) or not isinstance(module._parameters.get("weight"), Tensor):
         return {}
