@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test package lint clean
+.PHONY: coverage demo test package lint clean
 
 demo: .venv/.installed
 	$(BIN)/spectrim demo
@@ -11,8 +11,12 @@ test: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 	$(MAKE) package
+
+# takes a quarter longer than the tests alone
+coverage: .venv/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term
 
 # the package as a user installs it: a wheel, a clean environment, the demo from another folder
 package: .venv/.installed
