@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 import spectrim as st
+from spectrim.network.apart import Apart, opened
 
 X, DATA = torch.randn(2, 3, 9, 8), torch.randn(64, 3, 9, 8)
 METHODS = (st.ChannelSVD(), st.SpatialSVD())
@@ -131,6 +132,20 @@ def test_scripted_parts_are_looked_past():
     model[3] = torch.jit.script(nn.Sequential(nn.ReLU(), nn.Conv2d(8, 8, 1)))
     names = [layer.name for layer in st.find_layers(model, X)]
     assert "1.conv" in names and not any(name.startswith("3") for name in names)
+
+
+def test_many_layers_are_compared_at_once_and_random_numbers_go_on():
+    def opening(count):
+        """How often the network runs, where so many layers are taken apart."""
+        calls = []
+        model = nn.Sequential(nn.Conv2d(3, 6, 3), *(InPlace(6, 6, 3, padding=1) for _ in range(count)), nn.Flatten()).eval()
+        model.register_forward_pre_hook(lambda *_: calls.append(1))
+        before = torch.get_rng_state()
+        assert sum(isinstance(module, Apart) for module in opened(model, X).modules()) == count
+        assert torch.equal(torch.get_rng_state(), before)
+        return len(calls)
+
+    assert opening(1) == opening(4) == 2
 
 
 def test_layers_that_a_plan_leaves_alone_stay_whole(tmp_path):

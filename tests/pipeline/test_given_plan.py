@@ -140,6 +140,8 @@ def test_a_bound_on_the_drop_given_with_it_is_checked(case, chosen):
         st.compress(model, x[:1], budget=st.MaxDrop(drop - 0.5), **given)
     with pytest.raises(ValueError, match="MaxDrop needs evaluate"):
         st.compress(model, x[:1], plan=chosen.plan, budget=st.MaxDrop(1))
+    with pytest.raises(ValueError, match="evaluate returned 30.5; MaxDrop needs a fraction"):
+        st.compress(model, x[:1], budget=st.MaxDrop(1), **given | {"evaluate": lambda network: 30.5})
 
 
 def renamed(plan, old, new):

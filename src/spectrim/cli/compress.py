@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from torch import nn
 
+from spectrim.cli.methods import named
 from spectrim.cli.options import (
     VALIDATION,
     Choice,
@@ -16,7 +17,6 @@ from spectrim.cli.options import (
     TrainingOptions,
     Whole,
     check_score,
-    named,
     print_original,
     score_original,
 )

@@ -13,6 +13,7 @@ from spectrim.cli.models import load_weights, make_model
 from spectrim.cli.options import Json
 from spectrim.cli.splits import DEFAULT_INPUT, parse_shape
 from spectrim.cli.terminal import out
+from spectrim.network.survey import ExampleError
 from spectrim.pipeline.inspect import inspect as look
 
 
@@ -45,7 +46,7 @@ def inspect(
     shape = parse_shape(input_shape) or DEFAULT_INPUT
     try:
         found = look(network, torch.zeros(shape))
-    except ValueError as error:
+    except ExampleError as error:
         given = " x ".join(map(str, shape))
         raise ValueError(
             f"an input of {given}: {error}; --input must be the shape of a batch that the network takes, such as 1,3,224,224"

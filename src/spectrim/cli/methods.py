@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from spectrim.cli.models import import_callable, made
 from spectrim.core.factorization import Factorization, flaw, known
@@ -105,7 +106,8 @@ def import_methods(plan: str, methods: str | None, recorded: Iterable[str] = ())
     """
     for spec in _words(methods or ""):
         if ":" in spec:
-            _named("--methods", import_callable, spec)
+            with named("--methods"):
+                import_callable(spec)
     told = {kind.__name__ for kind in known().values()} if methods else set()
     missing = [
         (name, module) for name, module in _third_parties(plan) if f"{module}:{name}" not in known() and name not in told
@@ -143,17 +145,19 @@ def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",")] if text else []
 
 
-def _named(flag: str, look: Callable[[str], Any], spec: str) -> Any:
-    """Return what is found for the spec that an option gives; an error names the option too."""
+@contextlib.contextmanager
+def named(option: str) -> Iterator[None]:
+    """Say in an error which option, or which option's images, it is about."""
     try:
-        return look(spec)
+        yield
     except ValueError as error:
-        raise ValueError(f"{flag}: {error}") from error
+        raise ValueError(f"{option}: {error}") from error
 
 
 def _made(flag: str, spec: str, kind: type[Made]) -> Made:
     """Return what `my_module:MyMethod` makes, a third party's decomposition or rank selection."""
-    found = _named(flag, made, spec)
+    with named(flag):
+        found = made(spec)
     if not isinstance(found, kind):
         raise ValueError(f"{flag}: {spec!r} made {type(found).__name__}; it must make a spectrim.{kind.__name__}")
     return found

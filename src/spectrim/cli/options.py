@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +13,7 @@ from cyclopts import Parameter
 from torch import nn
 
 from spectrim.cli.datasets import is_callable_spec
-from spectrim.cli.methods import methods_of, only_imports, plan_of, search_of
+from spectrim.cli.methods import methods_of, named, only_imports, plan_of, search_of
 from spectrim.cli.models import load_weights, make_model
 from spectrim.cli.splits import Sources, Specs, first_examples, split_data
 from spectrim.cli.terminal import err
@@ -204,15 +203,6 @@ def device_of(name: str) -> torch.device:
         return device.device
     except Exception as error:  # of every kind, for devices whose part of torch is not there
         raise ValueError(f"the device {name!r} cannot be used: {first_line(error)}") from error
-
-
-@contextlib.contextmanager
-def named(option: str) -> Iterator[None]:
-    """Say in an error which option's images it is about."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{option}: {error}") from error
 
 
 def score_original(

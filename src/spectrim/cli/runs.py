@@ -14,7 +14,6 @@ from typing import Any
 
 from spectrim.cli.models import is_file
 from spectrim.cli.terminal import err, show
-from spectrim.core.cost import BudgetError
 from spectrim.core.records import Report
 from spectrim.pipeline.result import check_output
 
@@ -93,12 +92,7 @@ class Run:
         (self.partial / ARGUMENTS).write_text(json.dumps(dict(self.arguments), indent=1))
         try:
             yield
-        except (
-            ValueError,
-            TypeError,
-            BudgetError,
-            FloatingPointError,
-        ):  # other arguments are needed, for which the work would be of no use
+        except (ValueError, TypeError, FloatingPointError):  # other arguments are needed, for which the work is of no use
             if not begun:
                 self.clear()
             raise

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from spectrim.network.calling import CONVOLUTIONS, Example, call, evaluation_mode, same_outputs
+from spectrim.network.calling import CONVOLUTIONS, Example, cuda_devices, same_outputs, seeded
 from spectrim.network.copying import duplicate
 from spectrim.network.disguise import close, look_inside, overridden
 
@@ -56,23 +56,31 @@ def opened(model: nn.Module, example: Example) -> nn.Module:
     model = duplicate(model)
     found = [(module, pieces) for module in model.modules() if module is not model and (pieces := pieces_of(module))]
     made = [Apart(module, pieces) for module, pieces in found]
-    wanted = _outputs(model, example) if made else None
-    for apart in made if wanted is not None else ():
-        swap(model, apart.whole[0], apart)
-        outputs = _outputs(model, example)
-        if outputs is None or not same_outputs(wanted, outputs):  # such as a forward that asks the layer for its weight
-            swap(model, apart, apart.whole[0])
+    if not made:
+        return model
+    try:
+        wanted = seeded(model, example)
+    except Exception:  # the survey says so
+        return model
+    for apart in made:
+        swap(model, *apart.whole, apart)
+    if _gives(model, example, wanted):
+        return model
+    for apart in made:  # some layer is to blame: each alone
+        swap(model, apart, *apart.whole)
+    for apart in made:
+        swap(model, *apart.whole, apart)
+        if not _gives(model, example, wanted):
+            swap(model, apart, *apart.whole)
     return model
 
 
-def _outputs(model: nn.Module, example: Example) -> Any:
-    """Return what the network returns in eval mode, with random numbers of a seed; None if the example does not go through."""
+def _gives(model: nn.Module, example: Example, wanted: Any) -> bool:
+    """Return whether the network still returns this; it may not run, as where a forward asks a layer for its weight."""
     try:
-        with torch.random.fork_rng([]), torch.no_grad(), evaluation_mode(model):
-            torch.manual_seed(0)
-            return call(model, example)
+        return same_outputs(wanted, seeded(model, example))
     except Exception:
-        return None
+        return False
 
 
 def swap(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
@@ -90,14 +98,17 @@ def settled(model: nn.Module) -> nn.Module:
     return model
 
 
-def whole_of(model: nn.Module, name: str) -> nn.Module | None:
-    """Return the layer that can be taken apart so that its convolution gets this name, or None."""
+def whole_of(model: nn.Module, name: str) -> tuple[nn.Module, dict[str, nn.Module]] | None:
+    """Return the layer that can be taken apart so that its convolution gets this name, and its pieces; or None."""
     outer, _, last = name.rpartition(".")
+    if not outer or last != CONV:
+        return None
     try:
         whole = model.get_submodule(outer)
     except AttributeError:
         return None
-    return whole if last == CONV and pieces_of(whole) else None
+    pieces = pieces_of(whole)
+    return (whole, pieces) if pieces else None
 
 
 def pieces_of(module: nn.Module) -> dict[str, nn.Module]:
@@ -116,7 +127,7 @@ def pieces_of(module: nn.Module) -> dict[str, nn.Module]:
     if isinstance(module.weight, nn.UninitializedParameter) or not module.weight.is_floating_point():
         return {}
     try:
-        with torch.no_grad(), torch.random.fork_rng([]):
+        with torch.no_grad(), torch.random.fork_rng(cuda_devices(module.weight)):
             return _found(module)
     except Exception:  # whatever its forward says to numbers that it was not made for
         return {}

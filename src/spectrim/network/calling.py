@@ -104,6 +104,18 @@ def map_tensors(change: Callable[[Tensor], Any], value: Any) -> Any:
     return tree_map(changed, value)
 
 
+def seeded(model: nn.Module, example: Example, seed: int = 0) -> Any:
+    """Return what the network returns in eval mode, with random numbers from a seed; the caller's go on as they were."""
+    with torch.random.fork_rng(cuda_devices(example)), evaluation_mode(model), torch.no_grad():
+        torch.manual_seed(seed)
+        return call(model, example)
+
+
+def cuda_devices(example: Example) -> list[torch.device]:
+    """Return the GPUs that an example lies on."""
+    return list({x.device for x in tensors_of(example) if x.device.type == "cuda"}) if torch.cuda.is_available() else []
+
+
 def same_outputs(first: Any, second: Any) -> bool:
     """Return whether two outputs are the same but for rounding."""
     pairs = list(zip(tensors_of(first), tensors_of(second), strict=False))

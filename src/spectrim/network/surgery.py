@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from spectrim.core.factorization import Factorization, Moments
 from spectrim.core.layer import Layer
 from spectrim.core.plan import Option, Plan
-from spectrim.network.apart import CONV, opened, pieces_of, swap, whole_of
+from spectrim.network.apart import CONV, opened, swap, whole_of
 from spectrim.network.build import build, factorized
 from spectrim.network.calling import Example
 from spectrim.network.copying import duplicate
@@ -133,10 +133,10 @@ def module_of(model: nn.Module, option: Option) -> nn.Module:
     try:
         module = model.get_submodule(layer.name)
     except AttributeError as error:
-        whole = whole_of(model, layer.name)
-        if whole is None:
+        inside = whole_of(model, layer.name)
+        if inside is None:
             raise ValueError(f"the plan does not fit the model: it has no layer {layer.name!r}") from error
-        module = whole
+        module, _ = inside
     weight = getattr(module, "weight", None)
     kind: type[nn.Module] = getattr(nn, layer.kind)
     if not isinstance(module, kind) or not isinstance(weight, Tensor) or tuple(weight.shape) != layer.weight:
@@ -163,8 +163,9 @@ def _own(module: nn.Module) -> dict[str, Any]:
 
 def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
     """Put `new` in place of the module of this name, under every name that it has; what holds it is taken apart if need be."""
-    whole = whole_of(model, name)
-    if whole is None:
+    found = whole_of(model, name)
+    if found is None:
         swap(model, model.get_submodule(name), new)
     else:
-        swap(model, whole, nn.Sequential(OrderedDict({**pieces_of(whole), CONV: new})))
+        whole, pieces = found
+        swap(model, whole, nn.Sequential(OrderedDict({**pieces, CONV: new})))

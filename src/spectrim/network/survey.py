@@ -27,13 +27,12 @@ from spectrim.network.calling import (
     TRANSPOSED,
     Example,
     batch_size,
-    call,
     doubled,
-    evaluation_mode,
     first_line,
     map_tensors,
     place,
     same_outputs,
+    seeded,
     tensors_of,
     unwrap,
 )
@@ -54,6 +53,10 @@ class Survey:
     skipped: dict[str, str]
 
 
+class ExampleError(ValueError):
+    """The example does not go through the network."""
+
+
 def survey(model: nn.Module, example: Example) -> Survey:
     """List what can be factorized, in order of execution, and what cannot, with the reason.
 
@@ -67,7 +70,7 @@ def survey(model: nn.Module, example: Example) -> Survey:
 
     Raises:
         TypeError: If the model is no eager `nn.Module`.
-        ValueError: If the example, or the same batch twice, does not go through the model.
+        ExampleError: If the example, or the same batch twice, does not go through the model (a ValueError).
     """
     model = unwrap(model)
     base = _varied(example if batch_size(example) > 1 else doubled(example))
@@ -126,29 +129,21 @@ def _run(model: nn.Module, example: Example, what: str, seed: int = 0) -> Any:
     """Return the network's outputs, with torch's random numbers from a seed.
 
     Raises:
-        ValueError: If the forward raises, whatever its class.
+        ExampleError: If the forward raises, whatever its class.
     """
     try:
-        with torch.random.fork_rng(_devices(example)), evaluation_mode(model), torch.no_grad():
-            torch.manual_seed(seed)
-            return call(model, example)
+        return seeded(model, example, seed)
     except Exception as error:
-        raise ValueError(f"{what}: {first_line(error)}{place(error)}{_apart(model, example)}") from error
+        raise ExampleError(f"{what}: {first_line(error)}{place(error)}{_elsewhere(model, example)}") from error
 
 
-def _apart(model: nn.Module, example: Example) -> str:
+def _elsewhere(model: nn.Module, example: Example) -> str:
     """Say that an example lies on another device than the whole network, if it does."""
     places = [{tensor.device for tensor in tensors} for tensors in (tensors_of(example), model.state_dict().values())]
     if max(map(len, places)) > 1 or places[0] == places[1]:
         return ""
     (given,), (wanted,) = places
     return f"; the example is on {given} and the network on {wanted}: give example.to({str(wanted)!r})"
-
-
-def _devices(example: Example) -> list[torch.device]:
-    if not torch.cuda.is_available():
-        return []
-    return list({x.device for x in tensors_of(example) if x.device.type == "cuda"})
 
 
 def _has_matrix(module: nn.Module) -> bool:

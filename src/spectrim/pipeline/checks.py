@@ -95,14 +95,15 @@ def check_outputs(model: nn.Module, images: Images, config: Config, together: in
         if not tensor.ndim or not tensor.shape[0] or (size % tensor.shape[0] and tensor.shape[0] % size):
             raise ValueError(_no_batch(tensor, size))
     shapes = [[tuple(tensor.shape) for tensor in found] for found in counting]
-    if (parts and shapes[1] != shapes[2]) or not counting[0]:
+    if len(set(map(tuple, shapes[1:]))) > 1 or not counting[0]:
         raise ValueError(
             "the network's outputs differ in number or shape from input to input (as a detector's boxes do), so they "
             "cannot be compared; give Config(harm=...) of outputs, or wrap the model in a module that returns raw maps"
         )
-    for tensor, part in zip(counting[0], counting[1] if parts else (), strict=bool(parts)):
-        if len(tensor) * half != len(part) * size:
-            raise ValueError(_no_batch(tensor, size))
+    for part in counting[1:2]:
+        for tensor, fewer in zip(counting[0], part, strict=True):
+            if len(tensor) * half != len(fewer) * size:
+                raise ValueError(_no_batch(tensor, size))
     return outputs
 
 

@@ -62,9 +62,11 @@ def compress(  # noqa: PLR0913
         raise ValueError("MaxDrop needs evaluate, a function from a network to its score; give one, or use Keep")
     prepared = prepare(model, example, calibration=calibration, config=config, plan=plan)
     scorer = None if evaluate is None else Scorer.of(evaluate, prepared.model)  # what is wrong with it is known at once
-    if isinstance(budget, MaxDrop) and plan is None:
+    if isinstance(budget, MaxDrop):
         assert scorer is not None
-        return maxdrop(prepared, budget, scorer)
+        scorer.check_fraction()
+        if plan is None:
+            return maxdrop(prepared, budget, scorer)
     if plan is None:
         assert isinstance(budget, Keep)
         chosen = choose(prepared, budget)
