@@ -188,6 +188,11 @@ class Factorization(ABC):
         Where nothing quicker is known, `[harm(weight, self.merge(self.factors(weight, r, moments)), moments) for r in ranks]`.
         """
 
+    def kernels(self, weight: Tensor, ranks: Sequence[Rank], moments: Moments | None = None) -> Iterator[Tensor]:
+        """Yield the dense kernel (g, T, S, *kernel) of each rank's own fit; override it where the ranks share work."""
+        for rank in ranks:
+            yield self.merge(self.factors(weight, rank, moments))
+
     def ranks(self, layer: Layer) -> list[Rank]:
         """Return the ranks that pay: fewer parameters and MACs than the layer itself; none where the method does not fit."""
         if not fit_of(self, layer):

@@ -7,7 +7,7 @@ half the dropped eigenvalues are the predicted loss in nats. Without moments G a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -70,6 +70,14 @@ class ChannelSVD(Factorization):
         first, second = factors
         product: Tensor = (second.flatten(2) @ first.flatten(2)).unflatten(2, first.shape[2:])
         return product
+
+    def kernels(self, weight: Tensor, ranks: Sequence[Rank], moments: Moments | None = None) -> Iterator[Tensor]:
+        """Yield every rank's kernel from one eigenproblem."""
+        vectors, _, root, inverse = _response(weight, moments)
+        rows, columns = vectors.mT @ root @ weight.flatten(2), inverse @ vectors
+        for rank in ranks:
+            assert isinstance(rank, int)
+            yield (columns[:, :, :rank] @ rows[:, :rank]).reshape(weight.shape)
 
     def losses(self, weight: Tensor, ranks: Sequence[Rank], moments: Moments | None = None) -> list[float]:
         """Return half the dropped eigenvalues, or the dropped share of the energy without moments."""

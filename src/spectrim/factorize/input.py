@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spectrim.core.factorization import Factorization, Fit, Moments, Rank
 from spectrim.core.layer import Layer
-from spectrim.factorize.nested import nested, nested_losses
+from spectrim.factorize.nested import Nested, nested, nested_losses
 from spectrim.factorize.parts import pointwise, spatial
 
 
@@ -53,9 +53,20 @@ class InputSVD(Factorization):
     def factors(self, weight: Tensor, rank: Rank, moments: Moments | None = None) -> tuple[Tensor, ...]:
         """Return (g, r, S, ones) and (g, T, r, *kernel)."""
         assert isinstance(rank, int)
-        solution = nested(weight.flatten(3), rank, moments)
+        return self._cut(nested(weight.flatten(3), rank, moments), rank, weight)
+
+    def kernels(self, weight: Tensor, ranks: Sequence[Rank], moments: Moments | None = None) -> Iterator[Tensor]:
+        """Yield every rank's kernel from one Cholesky factorization."""
+        numbers = [rank for rank in ranks if isinstance(rank, int)]
+        solution = nested(weight.flatten(3), max(numbers), moments)
+        for rank in numbers:
+            yield self.merge(self._cut(solution, rank, weight))
+
+    @staticmethod
+    def _cut(solution: Nested, rank: int, weight: Tensor) -> tuple[Tensor, ...]:
+        """Return the factors of one rank."""
         g, t, s = weight.shape[:3]
-        first = solution.basis.mT.reshape(g, rank, s, *(1,) * (weight.ndim - 3))
+        first = solution.basis[:, :, :rank].mT.reshape(g, rank, s, *(1,) * (weight.ndim - 3))
         return first, solution.second(rank).reshape(g, t, rank, *weight.shape[3:])
 
     def merge(self, factors: Sequence[Tensor]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spectrim.core.factorization import Factorization, Fit, Moments, Rank
 from spectrim.core.layer import Layer
-from spectrim.factorize.nested import nested, nested_losses, permute_inputs
+from spectrim.factorize.nested import Nested, nested, nested_losses, permute_inputs
 from spectrim.factorize.parts import spatial
 
 
@@ -70,12 +70,23 @@ class SpatialSVD(Factorization):
         """Return (g, r, S, k_axis at its place) and (g, T, r, the others at theirs)."""
         assert isinstance(rank, int)
         split, permuted = self._split(weight, moments)
-        solution = nested(split, rank, permuted)
+        return self._cut(nested(split, rank, permuted), rank, weight)
+
+    def kernels(self, weight: Tensor, ranks: Sequence[Rank], moments: Moments | None = None) -> Iterator[Tensor]:
+        """Yield every rank's kernel from one Cholesky factorization."""
+        numbers = [rank for rank in ranks if isinstance(rank, int)]
+        split, permuted = self._split(weight, moments)
+        solution = nested(split, max(numbers), permuted)
+        for rank in numbers:
+            yield self.merge(self._cut(solution, rank, weight))
+
+    def _cut(self, solution: Nested, rank: int, weight: Tensor) -> tuple[Tensor, ...]:
+        """Return the factors of one rank."""
         g, t, s = weight.shape[:3]
         kernel = weight.shape[3:]
         alone = [size if axis == self.axis else 1 for axis, size in enumerate(kernel)]
         rest = [1 if axis == self.axis else size for axis, size in enumerate(kernel)]
-        return solution.basis.mT.reshape(g, rank, s, *alone), solution.second(rank).reshape(g, t, rank, *rest)
+        return solution.basis[:, :, :rank].mT.reshape(g, rank, s, *alone), solution.second(rank).reshape(g, t, rank, *rest)
 
     def merge(self, factors: Sequence[Tensor]) -> Tensor:
         """Return the product, tap by tap."""

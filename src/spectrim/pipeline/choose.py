@@ -14,7 +14,8 @@ from spectrim.core.cost import Keep, Metric
 from spectrim.core.plan import Plan
 from spectrim.network.calling import undisturbed
 from spectrim.pipeline.cache import Entry
-from spectrim.pipeline.prepare import Prepared, method_identity
+from spectrim.pipeline.identity import method_identity
+from spectrim.pipeline.prepare import Prepared
 from spectrim.pipeline.probe import network_probe
 from spectrim.sensitivity.measured import Data
 from spectrim.sensitivity.scores import MEASURED, columns

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import sys
 import types
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -19,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from spectrim.core.factorization import Factorization
+from spectrim.core.search import Search
 from spectrim.network.calling import Example, tensors_of
 from spectrim.network.copying import closed_over
 
@@ -40,6 +43,14 @@ def identity(value: Any) -> str:
         UnknownIdentityError: If it holds something of which that cannot be told, such as an open file.
     """
     return _digest(_text(value, {}, 0).encode())
+
+
+def method_identity(method: Factorization | Search) -> str:
+    """Return what a decomposition or rank selection depends on: its options, and its code where it is not ours."""
+    try:
+        return f"{type(method).__name__} {identity(method)}"
+    except UnknownIdentityError:
+        return f"{method!r} {uuid.uuid4()}"  # of which nothing is found in a cache
 
 
 def fingerprint(model: nn.Module, batches: Iterable[Example], settings: str) -> str:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -13,14 +12,12 @@ import torch
 from torch import nn
 
 from spectrim.core.cost import Cost
-from spectrim.core.factorization import Factorization, Moments, by_groups
+from spectrim.core.factorization import Moments
 from spectrim.core.layer import Layer
 from spectrim.core.menu import RESPONSE, Menu
 from spectrim.core.plan import Option, Plan
 from spectrim.core.progress import Spent
-from spectrim.core.search import Search
 from spectrim.network.apart import opened
-from spectrim.network.build import working_weight
 from spectrim.network.calling import Example, batch_size, batched, count, head, undisturbed
 from spectrim.network.counting import counted
 from spectrim.network.surgery import checked
@@ -29,10 +26,11 @@ from spectrim.pipeline.cache import Cache, Entry, Ledger, pack, unpack
 from spectrim.pipeline.calibration import collect
 from spectrim.pipeline.checks import check_norms, check_outputs, check_weights, examples_together, notes_of
 from spectrim.pipeline.config import Config
-from spectrim.pipeline.identity import UnknownIdentityError, fingerprint, identity
+from spectrim.pipeline.harms import menus
+from spectrim.pipeline.identity import UnknownIdentityError, fingerprint, identity, method_identity
 from spectrim.sensitivity.divergence import Harm, is_logits, output_harm
 from spectrim.sensitivity.moments import Sweep
-from spectrim.sensitivity.options import Offer, layer_menu, offers, sound
+from spectrim.sensitivity.options import Offer, offers
 
 MEMORY = 1 << 30  # bytes of images that a rank selection may have beyond the calibration's
 
@@ -131,22 +129,9 @@ def prepare(
     key = _key(model, [*images.fitting, *images.further], config)
     ledger = _ledger(config, key, example)
     moments = _moments(ledger, model, found, images.fitting, config) if images.fitting else None
-    offered = [_offers(layer, config, moments, given) for layer in found.layers]
-    rows = []
-    with ledger.stage("menu"):
-        for done, (layer, offer) in enumerate(zip(found.layers, offered, strict=True), 1):
-            harms = []
-            for method, ranks in offer:
-                with ledger.piece(f"menu {layer.name} {method_identity(method)} {ranks}") as piece:
-                    if piece.entry is None:
-                        weight = working_weight(layer, model.get_submodule(layer.name))
-                        parts = by_groups(weight, None if moments is None else moments[layer.name])
-                        losses = [sound(method.losses(kernel, ranks, norm), method, layer, ranks) for kernel, norm in parts]
-                        piece.entry = Entry({}, {"harms": [sum(column) for column in zip(*losses, strict=True)]})
-                harms.append(piece.entry.numbers["harms"])
-            multiple_of = config.multiple_of if given is None else 1
-            rows.append(layer_menu(layer, offer, harms, bias=moments is not None, multiple_of=multiple_of))
-            ledger.tick("menu", done / len(found.layers))
+    offered = {layer: _offers(layer, config, moments, given) for layer in found.layers}
+    free = config if given is None else replace(config, multiple_of=1)
+    rows = menus(ledger, model, offered, moments, images.unseen, free)
     original = counted(model, example)
     menu, unit = Menu(tuple(rows), original.cost), _unit(outputs, config)
     of_images = counted(model, head(images.fitting[0], batch_size(example))).cost if images.fitting else original.cost
@@ -207,16 +192,8 @@ def _moments(
                     sweep.add(model, batch)
                     ledger.tick("statistics", done / len(batches))
                 ledger.passed(forward=1.0, backward=float(config.gradient))
-                piece.entry = Entry(pack(sweep.moments()))
+                piece.entry = Entry(pack(sweep.moments(model)))
     return unpack(piece.entry.tensors)
-
-
-def method_identity(method: Factorization | Search) -> str:
-    """Return what a decomposition or rank selection depends on: its options, and its code where it is not ours."""
-    try:
-        return f"{type(method).__name__} {identity(method)}"
-    except UnknownIdentityError:
-        return f"{method!r} {uuid.uuid4()}"  # of which nothing is found in a cache
 
 
 def _menu_identity(menu: Menu) -> str:

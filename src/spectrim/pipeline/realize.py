@@ -17,7 +17,8 @@ from spectrim.network.copying import duplicate
 from spectrim.network.state import make_writable, tensors_of_state
 from spectrim.network.surgery import module_of, replace_module, skeleton
 from spectrim.pipeline.cache import Entry, Ledger
-from spectrim.pipeline.prepare import Prepared, method_identity
+from spectrim.pipeline.identity import method_identity
+from spectrim.pipeline.prepare import Prepared
 from spectrim.refit.batchnorm import reestimate_batchnorm
 from spectrim.refit.regression import refit
 

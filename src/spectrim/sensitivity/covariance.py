@@ -1,13 +1,55 @@
-"""Streaming means and cross-moments, exact enough to be inverted."""
+"""Streaming means and cross-moments, exact enough to be inverted, and how far few images let them be trusted.
+
+Shrinkage after Ledoit and Wolf (2004): a sample covariance S is replaced by (1 - r) S + r T with a target T of fewer
+unknowns, r = E|S - C|^2 / |S - T|^2. The numerator is estimated from how much blocks of whole images differ, so positions of
+one image, which are alike, do not count as independent.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 BLOCKED = 1024  # lowered inputs from which on a Gram matrix is computed by blocks
+BLOCKS = 4  # of images, in a batch, whose differences tell how far a covariance can be trusted
+UNKNOWN = 0.2  # share of the target where there is one block only
+
+
+@dataclass
+class Squares:
+    """The sum of x^T x over observations, in double precision, and over its blocks of |x^T x|^2 / (their observations)."""
+
+    count: int = 0
+    blocks: int = 0
+    total: Tensor | None = None
+    energy: Tensor | None = None
+
+    def add(self, x: Tensor, blocks: int = 1) -> None:
+        """Add observations x (g, M, d) of so many blocks, one behind the other."""
+        for part in x.chunk(blocks, 1):
+            square = gram(part)
+            self.total = _plus(self.total, square)
+            self.energy = _plus(self.energy, square.double().square().sum((1, 2)) / part.shape[1])
+            self.count += part.shape[1]
+            self.blocks += 1
+
+    @property
+    def mean(self) -> Tensor:
+        """Second moment of x, (g, d, d), symmetric in spite of rounding."""
+        assert self.total is not None
+        return (self.total + self.total.mT) / (2 * self.count)
+
+    def shrunk(self, sample: Tensor, target: Tensor) -> Tensor:
+        """Return a sample covariance (g, d, d), of these squares, drawn to a target as far as its blocks differ."""
+        assert self.energy is not None
+        if self.blocks < 2:
+            return (1 - UNKNOWN) * sample + UNKNOWN * target
+        error = (self.energy / self.count - self.mean.square().sum((1, 2))) / (self.blocks - 1)
+        distance = (sample - target).square().sum((1, 2))
+        share = (error / distance.clamp_min(torch.finfo(sample.dtype).tiny)).clamp(0, 1)[:, None, None]
+        return (1 - share) * sample + share * target
 
 
 @dataclass
@@ -22,19 +64,19 @@ class Covariance:
     count: int = 0
     shift: Tensor | None = None
     total: Tensor | None = None
-    squares: Tensor | None = None
+    squares: Squares = field(default_factory=Squares)
     other_shift: Tensor | None = None
     other_total: Tensor | None = None
     products: Tensor | None = None
 
-    def add(self, x: Tensor, y: Tensor | None = None) -> None:
-        """Add observations x (g, M, d) and y (g, M, e)."""
+    def add(self, x: Tensor, y: Tensor | None = None, *, blocks: int = 1) -> None:
+        """Add observations x (g, M, d) and y (g, M, e), of so many blocks of whole images, one behind the other."""
         self.count += x.shape[1]
         if self.shift is None:
             self.shift = x.mean(1, keepdim=True)
         x = x - self.shift
         self.total = _plus(self.total, x.sum(1, keepdim=True, dtype=torch.float64))
-        self.squares = _plus(self.squares, gram(x.flatten(0, 1)[None] if self.pooled else x))
+        self.squares.add(x.transpose(0, 1).flatten(0, 1)[None] if self.pooled else x, blocks)
         if y is not None:
             if self.other_shift is None:
                 self.other_shift = y.mean(1, keepdim=True)
@@ -51,12 +93,17 @@ class Covariance:
     @property
     def covariance(self) -> Tensor:
         """Covariance of x, (g, d, d); the average over the groups (1, d, d) where it is pooled."""
-        assert self.squares is not None and self.total is not None
-        squares = (self.squares + self.squares.mT) / 2  # rounding in single precision is not symmetric
+        assert self.total is not None
         if self.pooled:
             total = self.total[:, 0]
-            return (squares - (total.mT @ total)[None] / self.count) / (self.count * len(total))
-        return (squares - self.total.mT @ self.total / self.count) / self.count
+            return self.squares.mean - (total.mT @ total)[None] / (self.count**2 * len(total))
+        return self.squares.mean - self.total.mT @ self.total / self.count**2
+
+    @property
+    def shrunk(self) -> Tensor:
+        """The covariance of x, drawn to its own diagonal as far as images differ."""
+        sample = self.covariance
+        return self.squares.shrunk(sample, torch.diag_embed(sample.diagonal(dim1=1, dim2=2)))
 
     @property
     def other_mean(self) -> Tensor:

@@ -1,11 +1,12 @@
 """One forward and backward sweep over calibration data: what every layer sees, answers and matters.
 
-For each layer: the covariance C of its lowered input at sampled positions, the covariance of its output at all positions,
-and the second moment G of the loss gradient at its output. The loss is the log-likelihood of labels *sampled from the
-model's own softmax* (the true Fisher information; no labels are needed). G is summed over the positions of one example,
-covariances are averaged over positions, so that 1/2 tr(G D C D^T) is the loss in nats of changing the kernel by D.
+For each layer: the covariance C of its lowered input at sampled positions, the covariance W C W^T of its output, and the second
+moment G of J^T v at its output, J being the derivative of the network's outputs by the layer's and v random with E[v v^T] = H,
+the curvature of the harm (for logits the true Fisher information; no labels are needed). G is summed over the positions of one
+example, covariances are averaged over positions, so that 1/2 tr(G D C D^T) is the loss in nats of changing the kernel by D.
+Both are shrunk as far as images differ (`spectrim.sensitivity.covariance`).
 
-Memory: the statistics, (n^2 + 2 T^2) numbers of eight bytes per group and layer with n at most `LARGEST`
+Memory: the statistics, (n^2 + T^2) numbers of eight bytes per group and layer with n at most `LARGEST`
 (of many groups only the average is kept), and the
 activations and gradients of one batch.
 """
@@ -13,7 +14,7 @@ activations and gradients of one batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import EllipsisType
 from typing import Any
@@ -25,15 +26,16 @@ from torch.nn import functional
 from spectrim.core.factorization import Moments
 from spectrim.core.layer import Layer
 from spectrim.factorize.algebra import eye_like
+from spectrim.network.build import original_bias, working_weight
 from spectrim.network.calling import Example, call, count, evaluation_mode, first_line, map_tensors
-from spectrim.sensitivity.covariance import Covariance
-from spectrim.sensitivity.divergence import Harm, curvature_root, detached, floats, is_logits, output_harm
+from spectrim.sensitivity.covariance import BLOCKS, Covariance, Squares
+from spectrim.sensitivity.divergence import Harm, curvature_root, detached, floats, output_harm
 
 POSITIONS = 65536  # sampled positions per layer for input covariances
 LARGEST = 4608  # largest lowered input (512 channels, 3 x 3) whose covariance is kept
 MEMORY = 4 << 30  # bytes; an eighth of it is the bound on one layer's covariances
+LEAST = 1e-9  # share of the mean diagonal that is in every G
 PART = 1 << 23  # numbers of the covariances of the groups that are looked at together, where there are many
-SHRINK = 0.2  # share of the mean diagonal in G
 
 
 class Sampler:
@@ -55,25 +57,37 @@ class Sampler:
         wanted = math.ceil(POSITIONS * batch / (self.examples * layer.calls))
         if wanted >= total:
             flat = torch.arange(total, device="cpu")
-        else:
-            flat = torch.randint(total, (wanted,), generator=self.generator, device="cpu")
+        else:  # in the order of the examples
+            flat = torch.randint(total, (wanted,), generator=self.generator, device="cpu").sort().values
         return tuple(torch.unravel_index(flat, (batch, *shape)))
 
 
-def lowered(layer: Layer, x: Tensor, index: tuple[Tensor, ...]) -> Tensor:
+def lowered(layer: Layer, x: Tensor, index: tuple[Tensor, ...] | None = None) -> Tensor:
     """Return the lowered input patches at the given output positions, per group.
 
     Args:
         layer: Geometry.
         x: Input (N, S, *spatial), or (N, ..., S) of a linear layer.
-        index: From `Sampler.draw`.
+        index: From `Sampler.draw`; None takes every position, those of one example together.
 
     Returns:
         Patches (g, M, n) in the order of the canonical kernel (S, *kernel).
     """
-    index = tuple(axis.to(x.device) for axis in index)
     if layer.kind == "Linear":
-        return x[index][None]
+        return x.flatten(0, -2)[None] if index is None else x[tuple(axis.to(x.device) for axis in index)][None]
+    x = _windows(layer, x)
+    if index is None:
+        places = range(2, 2 + len(layer.kernel))
+        patches = x.permute(0, *places, 1, *(place + len(places) for place in places)).flatten(0, len(places))
+    else:
+        example, *where = (axis.to(x.device) for axis in index)
+        at: tuple[Tensor | slice, ...] = (example, slice(None), *where)
+        patches = x[at]  # (M, S, *kernel)
+    return patches.reshape(len(patches), layer.groups, -1).transpose(0, 1)
+
+
+def _windows(layer: Layer, x: Tensor) -> Tensor:
+    """Return what the kernel of a convolution sees at each position, (N, S, *positions, *kernel), a view where it can be."""
     kernel, dilation = layer.kernel, layer.dilation
     if layer.pad:
         x = functional.pad(x, [side for pair in reversed(layer.pad) for side in pair])
@@ -102,10 +116,7 @@ def lowered(layer: Layer, x: Tensor, index: tuple[Tensor, ...]) -> Tensor:
     for axis, (k, d, s) in enumerate(zip(kernel, dilation, stride, strict=True)):
         x = x.unfold(2 + axis, d * (k - 1) + 1, s)
         x = x[..., ::d]
-    example, *places = index
-    at: tuple[Tensor | slice, ...] = (example, slice(None), *places)
-    patches = x[at]  # (M, S, *kernel)
-    return patches.reshape(len(example), layer.groups, -1).transpose(0, 1)
+    return x
 
 
 def grouped(layer: Layer, y: Tensor) -> Tensor:
@@ -121,37 +132,36 @@ class _Sums:
 
     def __init__(self, layer: Layer, memory: int) -> None:
         self.layer = layer
-        self.outputs = Covariance()
-        self.gradient: Tensor | None = None
+        self.outputs = Covariance()  # without the inputs' only
+        self.gradient = Squares()
         numbers = layer.matrix[1] ** 2
         self.covaries = numbers <= largest(memory)  # whether the covariance of the inputs is kept
         pooled = layer.groups * numbers > largest(memory)
         self.groups = min(layer.groups, max(1, PART // numbers)) if pooled else layer.groups  # in each part
-        self.inputs = [Covariance(pooled) for _ in range(0, layer.groups, self.groups)] if self.covaries else []
+        squares = Squares()  # one sum for all parts
+        parts = range(0, layer.groups, self.groups) if self.covaries else ()
+        self.inputs = [Covariance(pooled, squares=squares) for _ in parts]
 
     def see(self, x: Tensor, index: tuple[Tensor, ...]) -> None:
         """Take in the lowered inputs at some positions."""
+        blocks = min(BLOCKS, len(x))
         if len(self.inputs) == 1:
-            self.inputs[0].add(lowered(self.layer, x, index).float())
+            self.inputs[0].add(lowered(self.layer, x, index).float(), blocks=blocks)
             return
         width = self.layer.channels[1] // self.layer.groups
         for number, part in enumerate(self.inputs):
             first = number * self.groups
             groups = min(self.groups, self.layer.groups - first)
             channels = x[:, first * width : (first + groups) * width]
-            part.add(lowered(replace(self.layer, groups=groups), channels, index).float())
-            if number:  # one sum of squares for all
-                assert self.inputs[0].squares is not None and part.squares is not None
-                self.inputs[0].squares += part.squares
-                part.squares = None
+            part.add(lowered(replace(self.layer, groups=groups), channels, index).float(), blocks=blocks)
 
     def seen(self) -> tuple[Tensor, Tensor]:
         """Return covariance and mean of the lowered inputs."""
         if len(self.inputs) == 1:
-            return self.inputs[0].covariance, self.inputs[0].mean
+            return self.inputs[0].shrunk, self.inputs[0].mean
         whole = Covariance(pooled=True, count=self.inputs[0].count, squares=self.inputs[0].squares)
         whole.total = torch.cat([part.total for part in self.inputs if part.total is not None])
-        return whole.covariance, torch.cat([part.mean for part in self.inputs])
+        return whole.shrunk, torch.cat([part.mean for part in self.inputs])
 
 
 def largest(memory: int) -> int:
@@ -169,7 +179,7 @@ class Sweep:
     Args:
         layers: From `find_layers`.
         examples: How many examples there will be in all.
-        seed: Of sampled labels and positions.
+        seed: Of random vectors and positions.
         harm: Its curvature weighs the outputs. None never goes backward and uses G = I: layers then differ only by the size
             of their responses.
         memory: Bytes, an eighth of which the covariances of one layer may take.
@@ -188,7 +198,7 @@ class Sweep:
         self.harm = harm
         self.sums = {layer.name: _Sums(layer, memory) for layer in layers}
         self.sampler = Sampler(seed, examples)
-        self.labels = torch.Generator().manual_seed(seed)
+        self.noise = torch.Generator().manual_seed(seed)
         self.examples = examples
 
     def add(self, model: nn.Module, batch: Example) -> None:
@@ -198,39 +208,20 @@ class Sweep:
             model: The network; it is not changed.
             batch: Inputs in the form of the example.
         """
-        backward = self.harm is not None
-        flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-        handles = [
-            model.get_submodule(name).register_forward_hook(_observer(sums, self.sampler, backward), prepend=True)
-            for name, sums in self.sums.items()
-        ]
-        try:
-            with evaluation_mode(model), torch.set_grad_enabled(backward):
-                for parameter, _ in flags:
-                    parameter.requires_grad_(False)
-                outputs = call(model, attached(batch) if backward else batch)
-                if self.harm is not None:
-                    loss = _sampled_loss(outputs, self.harm, self.labels)
-                    try:
-                        loss.backward()
-                    except RuntimeError as error:
-                        raise ValueError(
-                            f"no gradient goes back through the network ({first_line(error)}); use gradient=False, or take "
-                            "operations without a derivative, such as changes in place, out of the forward"
-                        ) from error
-        finally:
-            for handle in handles:
-                handle.remove()
-            for parameter, flag in flags:
-                parameter.requires_grad_(flag)
+        hooks = {name: _observer(sums, self.sampler, self.harm is not None) for name, sums in self.sums.items()}
+        for _ in pulled_back(model, batch, hooks, self.harm, self.noise):
+            pass
 
-    def moments(self) -> dict[str, Moments]:
+    def moments(self, model: nn.Module) -> dict[str, Moments]:
         """Return layer name to moments, in double precision.
+
+        Args:
+            model: The network that was run.
 
         Raises:
             ValueError: If a layer's outputs or gradients overflow.
         """
-        found = {name: _moments(sums, self.examples) for name, sums in self.sums.items()}
+        found = {name: _moments(sums, model.get_submodule(name), self.examples) for name, sums in self.sums.items()}
         for name, moments in found.items():
             if not bool(torch.isfinite(moments.response).all() and torch.isfinite(moments.gradient).all()):
                 raise ValueError(
@@ -238,6 +229,53 @@ class Sweep:
                     "normalisation of the images"
                 )
         return found
+
+
+def pulled_back(
+    model: nn.Module,
+    batch: Example,
+    hooks: Mapping[str, Any],
+    harm: Harm | None,
+    generator: torch.Generator,
+    *,
+    draws: int = 1,
+) -> Iterator[int]:
+    """Run one batch forward with hooks at layers, then pull so many random vectors v with E[v v^T] = H back; yield after each.
+
+    Args:
+        model: The network; it is not changed.
+        batch: Inputs in the form of the example.
+        hooks: Layer name to forward hook; gradients arrive at those that it registers on the layer's output.
+        harm: Has the curvature H; None goes forward only, without gradients.
+        generator: Of the random vectors.
+        draws: How many.
+
+    Raises:
+        ValueError: If no gradient goes back through the network.
+    """
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    handles = [model.get_submodule(name).register_forward_hook(hook, prepend=True) for name, hook in hooks.items()]
+    try:
+        with evaluation_mode(model), torch.set_grad_enabled(harm is not None):
+            for parameter, _ in flags:
+                parameter.requires_grad_(False)
+            outputs = call(model, batch if harm is None else attached(batch))
+            for draw in range(0 if harm is None else draws):
+                assert harm is not None
+                loss = _pulled(outputs, harm, generator)
+                try:
+                    loss.backward(retain_graph=draw < draws - 1)
+                except RuntimeError as error:
+                    raise ValueError(
+                        f"no gradient goes back through the network ({first_line(error)}); use gradient=False, or take "
+                        "operations without a derivative, such as changes in place, out of the forward"
+                    ) from error
+                yield draw
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
 
 
 def gather_moments(
@@ -252,7 +290,7 @@ def gather_moments(
     sweep = Sweep(layers, count(batches), seed=seed, harm=harm)
     for batch in batches:
         sweep.add(model, batch)
-    return sweep.moments()
+    return sweep.moments(model)
 
 
 def attached(batch: Example) -> Example:
@@ -265,59 +303,63 @@ def _observer(sums: _Sums, sampler: Sampler, gradient: bool) -> Any:
 
     def observe(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         with torch.no_grad(), torch.autocast(output.device.type, enabled=False):  # sums are exact in a forward that is not
-            sums.outputs.add(grouped(layer, output.detach()).float())
-            if sums.covaries:
+            if not sums.covaries:
+                sums.outputs.add(grouped(layer, output.detach()).float(), blocks=min(BLOCKS, len(output)))
+            else:
                 shape = output.shape[1:-1] if layer.kind == "Linear" else output.shape[2:]
                 index = sampler.draw(layer, output.shape[0], shape)
                 sums.see(args[0].detach(), index)
-        if not gradient:
-            return None
-        if not torch.is_grad_enabled():
-            raise ValueError(
-                f"the forward runs layer {layer.name!r} under torch.no_grad(), so what it matters cannot be told; take that "
-                "out of the forward, exclude the layer, or use gradient=False"
-            )
-        if not output.requires_grad:
-            output = output.detach().requires_grad_().clone()
-        output.register_hook(lambda grad: _add_gradient(sums, grad))
-        return output
+        return awaiting(layer, output, lambda grad: _add_gradient(sums, grad)) if gradient else None
 
     return observe
 
 
-def _add_gradient(sums: _Sums, grad: Tensor) -> None:
-    g = grouped(sums.layer, grad).float()
-    moment = (g.mT @ g).double()
-    sums.gradient = moment if sums.gradient is None else sums.gradient + moment
+def awaiting(layer: Layer, output: Tensor, take: Callable[[Tensor], None]) -> Tensor:
+    """Return a layer's output such that `take` is given every gradient that arrives at it.
 
-
-def _sampled_loss(outputs: Any, harm: Harm, generator: torch.Generator) -> Tensor:
-    """Return a loss, summed over examples, whose gradient's second moment is the curvature of the harm at the outputs.
-
-    Logits: the log-likelihood of labels drawn from the softmax. Anything else: see `curvature_root`.
+    Raises:
+        ValueError: If the forward has switched gradients off.
     """
-    found = [tensor for tensor in floats(outputs) if tensor.requires_grad]
-    if not found:
+    if not torch.is_grad_enabled():
+        raise ValueError(
+            f"the forward runs layer {layer.name!r} under torch.no_grad(), so what it matters cannot be told; take that "
+            "out of the forward, exclude the layer, or use gradient=False"
+        )
+    if not output.requires_grad:
+        output = output.detach().requires_grad_().clone()
+    output.register_hook(take)
+    return output
+
+
+def _add_gradient(sums: _Sums, grad: Tensor) -> None:
+    sums.gradient.add(grouped(sums.layer, grad).float(), min(BLOCKS, len(grad)))
+
+
+def _pulled(outputs: Any, harm: Harm, generator: torch.Generator) -> Tensor:
+    """Return a loss, summed over examples, whose gradient's second moment is the curvature of the harm at the outputs."""
+    found = floats(outputs)
+    if not any(tensor.requires_grad for tensor in found):
         raise ValueError("the model returns no floating-point tensor to measure harm on")
-    if harm is output_harm and is_logits(outputs):
-        (logits,) = found
-        labels = torch.multinomial(logits.detach().float().softmax(1).cpu(), 1, generator=generator)[:, 0]
-        return functional.cross_entropy(logits.float(), labels.to(logits.device), reduction="sum")
     noise = curvature_root(outputs, detached(outputs), harm, generator)
-    return torch.stack([(x.float() * v).sum() for x, v in zip(floats(outputs), noise, strict=True)]).sum()
+    return torch.stack([(x.float() * v).sum() for x, v in zip(found, noise, strict=True)]).sum()
 
 
-def _moments(sums: _Sums, examples: int) -> Moments:
-    response = sums.outputs.covariance
-    size = response.shape[1]
-    eye = eye_like(size, response).expand_as(response)
-    if sums.gradient is None:
+def _moments(sums: _Sums, module: nn.Module, examples: int) -> Moments:
+    if sums.covaries:
+        count = sums.inputs[0].count
+        covariance, mean = sums.seen()
+        weight, bias = working_weight(sums.layer, module), original_bias(module)
+        flat, covariance, mean = weight.flatten(2), covariance.to(weight), mean.to(weight)
+        response, answer = flat @ covariance @ flat.mT, (flat @ mean[..., None])[..., 0]
+        answer = answer if bias is None else answer + bias.to(answer).reshape(answer.shape)
+    else:
+        count, covariance, mean = sums.outputs.count, None, None
+        response, answer = sums.outputs.shrunk, sums.outputs.mean
+    eye = eye_like(response.shape[1], response).expand_as(response)
+    if not sums.gradient.blocks:
         gradient = eye.clone()
     else:
-        gradient = sums.gradient / examples
-        mean = gradient.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
-        gradient = (1 - SHRINK) * gradient + SHRINK * mean.clamp_min(1e-30) * eye
-    mean = sums.outputs.mean
-    if not sums.covaries:
-        return Moments(sums.outputs.count, response, gradient, None, None, mean)
-    return Moments(sums.inputs[0].count, response, gradient, *sums.seen(), mean)
+        sample = sums.gradient.mean  # over positions
+        level = sample.diagonal(dim1=1, dim2=2).mean(1)[:, None, None].clamp_min(1e-30) * eye.to(sample)
+        gradient = (sums.gradient.shrunk(sample, level) + LEAST * level).to(response) * (sums.gradient.count / examples)
+    return Moments(count, response, gradient, covariance, mean, answer)
