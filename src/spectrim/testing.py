@@ -198,7 +198,7 @@ def _check_ranks(method: Factorization, layer: Layer, weight: Tensor, moments: M
 def _check_stock(model: nn.Module) -> None:
     for module in model.modules():
         stock = type(module).__module__.startswith("torch.nn") or isinstance(module, Pivot)
-        assert stock, f"{type(module)} is no stock torch module"
+        assert stock, f"{type(module)} is neither a stock torch module nor a Pivot"
 
 
 def check_search(search: Search, *, exact: bool = False) -> None:

@@ -2,7 +2,8 @@
 
 A kernel of rank r is B A with B (T, r) and A (r, n). With P some r independent rows of B, B A = (B B_P^-1) (B_P A), and the
 rows P of B B_P^-1 are unit vectors: those outputs are passed on as they are, only the T - r others are computed. So it costs
-r n + (T - r) r in place of r n + T r, and every rank below the smaller side of the lowered kernel pays.
+r n + (T - r) r in place of r n + T r, and every rank below the smaller side of the lowered kernel pays (in
+MACs not always after a transposed convolution, whose output has more positions than its input).
 
 Which rows: those of about the largest volume. Rows of a triangular factorization are exchanged while a coefficient is above
 `LARGEST`; each exchange multiplies the volume by it, so there is an end (Goreinov et al. 2010, "How to find a good submatrix").

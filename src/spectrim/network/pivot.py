@@ -1,6 +1,7 @@
-"""The one module of ours in a compressed network: some channels passed on, the others computed from them."""
+"""The one module of ours in a compressed network: some channels passed on, the others computed from them.
 
-from __future__ import annotations
+Annotations are evaluated here, since TorchScript reads them.
+"""
 
 from typing import Any
 

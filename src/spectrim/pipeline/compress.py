@@ -46,7 +46,7 @@ def compress(  # noqa: PLR0913
         config: How.
 
     Returns:
-        The compressed network (stock torch modules only), the plan and the report.
+        The compressed network (stock torch modules, and `Pivot` where PivotSVD is used), the plan and the report.
 
     Raises:
         BudgetError: If the budget cannot be met (a ValueError).
