@@ -22,10 +22,11 @@ class Pivot(nn.Module):
     Attributes:
         rest: It.
         axis: Dimension of the channels, from behind.
-        order: For each output its number among the inputs and the other outputs, side by side.
+        order: For each output its number among the inputs and the other outputs, side by side; None where what reads the
+            outputs has taken it, and they stay as they are made.
     """
 
-    order: Tensor
+    order: Tensor | None
 
     def __init__(self, rest: nn.Module, part: Layer, device: torch.device) -> None:
         """Begin with the order in which they are made."""
@@ -36,7 +37,17 @@ class Pivot(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return all outputs."""
-        return torch.cat((x, self.rest(x)), self.axis).index_select(self.axis, self.order)
+        y, order = torch.cat((x, self.rest(x)), self.axis), self.order
+        return y if order is None else y.index_select(self.axis, order)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Have an order if the state has one."""
+        name = prefix + "order"
+        if name in state_dict and self.order is None:
+            self.order = torch.empty_like(state_dict[name], device=next(self.rest.parameters()).device)
+        elif name not in state_dict and prefix + "rest.weight" in state_dict:
+            self.order = None
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def fill(self, factor: Tensor, bias: Tensor | None) -> Tensor | None:
         """Take what the part computes: its canonical factor and its bias.
@@ -57,8 +68,8 @@ class Pivot(nn.Module):
         numbers = torch.arange(groups * outputs, device=factor.device)
         place.scatter_(1, rows, numbers[: groups * rank].reshape(groups, rank))
         place[others] = numbers[groups * rank :]
-        self.order.copy_(place.flatten())
         rest: Any = self.rest
+        self.order = place.flatten().to(rest.weight.device)
         rest.weight.copy_(coefficients.reshape(rest.weight.shape))
         if bias is None:
             return None
