@@ -21,7 +21,7 @@ from torch import Tensor
 from spectrim.core.factorization import Factorization, Fit, Moments, Rank
 from spectrim.core.layer import Layer
 from spectrim.factorize.algebra import eye_like
-from spectrim.factorize.channel import ChannelSVD
+from spectrim.factorize.channel import ChannelSVD, dropped, response_of, split
 
 CHANNEL = ChannelSVD()
 LARGEST = 1.1  # coefficient that is left as it is
@@ -64,9 +64,10 @@ class PivotSVD(Factorization):
 
     def factors(self, weight: Tensor, rank: Rank, moments: Moments | None = None) -> tuple[Tensor, ...]:
         """Return (g, r, S, *kernel) and (g, T, r, ones), r of whose rows are unit vectors; at rank T the kernel itself."""
+        assert isinstance(rank, int)
         if rank == weight.shape[1]:
             return (weight.clone(),)
-        first, last = CHANNEL.factors(weight, rank, moments)
+        first, last = split(weight, rank, response_of(weight, moments))
         rows, coefficients = pivoted(last.flatten(2))
         return (
             (picked(last.flatten(2), rows) @ first.flatten(2)).reshape(first.shape),
@@ -79,7 +80,7 @@ class PivotSVD(Factorization):
 
     def losses(self, weight: Tensor, ranks: Sequence[Rank], moments: Moments | None = None) -> list[float]:
         """Return half the dropped eigenvalues, or the dropped share of the energy without moments."""
-        return CHANNEL.losses(weight, ranks, moments)
+        return dropped(response_of(weight, moments), ranks, weighted=moments is not None)
 
 
 def pivoted(basis: Tensor) -> tuple[Tensor, Tensor]:
