@@ -70,6 +70,8 @@ MOVED = {
     "transposed depthwise": stack(nn.ConvTranspose2d(12, 12, 2, groups=12), nn.Conv2d(12, 5, 1)),
     "norm without statistics": stack(nn.BatchNorm2d(12, track_running_stats=False), nn.Conv2d(12, 5, 1)),
     "norm without weights": stack(nn.BatchNorm2d(12, affine=False), nn.Conv2d(12, 5, 1)),
+    "activation by hand": lambda: Forward(lambda net, y: net.last(y * functional.relu6(y + 3) / 6)),
+    "sum with itself": lambda: Forward(lambda net, y: net.last(y + net.inputs(y)), inputs=depthwise(padding=1)),
     "two readers": lambda: Forward(lambda net, y: net.last(y.relu()) + net.inputs(y), inputs=nn.Conv2d(12, 5, 1)),
     "channels behind": lambda: Forward(
         lambda net, y: net.last(net.inputs(y.permute(0, 2, 3, 1))), nn.Linear(12, 5), nn.LayerNorm(12)
@@ -93,7 +95,8 @@ def tied():
 KEPT = {
     "output": stack(nn.BatchNorm2d(12), nn.ReLU()),
     "also an output": lambda: Forward(lambda net, y: (net.last(y), y.relu())),
-    "residual": lambda: Forward(lambda net, y: net.last(y + net.inputs(y)), inputs=depthwise(padding=1)),
+    "residual": lambda: Forward(lambda net, y: net.last(y + net.inputs(y)), inputs=nn.Conv2d(12, 12, 1)),
+    "scaled by their mean": lambda: Forward(lambda net, y: net.last(y * y.mean((2, 3), keepdim=True))),
     "concatenation": lambda: Forward(lambda net, y: net.last(torch.cat([y, y], 1)), nn.Conv2d(24, 5, 1)),
     "flattened map": stack(nn.Flatten(), nn.Linear(12 * 64, 5)),
     "groups": stack(nn.Conv2d(12, 12, 1, groups=3), nn.Conv2d(12, 5, 1)),

@@ -2,8 +2,8 @@
 
 A run under a dispatch mode follows each Pivot's output. Where everything that it reaches acts on each channel alone (norms,
 activations, depthwise convolutions, pooling) until layers mix the channels, the numbers of these layers are put into the order
-in which the Pivot makes its channels. Anything else keeps the order where it is: additions, concatenations, outputs, hooks, and
-weights that are shared, computed, or read more than once. This sees tensors, not module classes, so it works for any graph.
+in which the Pivot makes its channels. Anything else keeps the order where it is: sums, concatenations, outputs, hooks,
+and weights that are shared, computed, or read more than once. This sees tensors, not module classes, so it works for any graph.
 """
 
 from __future__ import annotations
@@ -139,7 +139,8 @@ class _Follower(TorchDispatchMode):
         touched = [tensor for tensor in inputs if id(tensor) in self.channels]
         if touched:
             pivot, axis = self.channels[id(touched[0])]
-            step = self._step(func, args, outputs, axis) if len(touched) == 1 else None
+            together = all(self.channels[id(tensor)] == (pivot, axis) for tensor in touched)
+            step = self._step(func, args, outputs, axis) if together else None
             if step is None or not all(id(tensor) in self.owned for tensor, _ in step.read):
                 self.refuse(touched)
             else:
@@ -158,8 +159,11 @@ class _Follower(TorchDispatchMode):
             return None
         x, name = args[0], func.overloadpacket.__name__
         if torch.Tag.pointwise in func.tags or name in ALIKE:
-            alone = all(tensor is x or tensor.numel() == 1 for tensor in tensors_of(list(args)))
-            return _Step(axis) if alone and outputs[0].shape == x.shape else None
+            others = [tensor for tensor in tensors_of(list(args)) if tensor.numel() > 1]
+            alike = all(tensor.shape == x.shape and id(tensor) in self.channels for tensor in others)
+            return _Step(axis) if alike and outputs[0].shape == x.shape else None
+        if any(id(tensor) in self.channels for tensor in tensors_of(list(args[1:]))):
+            return None
         if name in VIEWS:
             return _viewed(x.shape, outputs[0].shape, axis)
         if name in STEPS:
