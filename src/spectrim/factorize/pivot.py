@@ -2,8 +2,8 @@
 
 A kernel of rank r is B A with B (T, r) and A (r, n). With P some r independent rows of B, B A = (B B_P^-1) (B_P A), and the
 rows P of B B_P^-1 are unit vectors: those outputs are passed on as they are, only the T - r others are computed. So it costs
-r n + (T - r) r in place of r n + T r, and every rank below the smaller side of the lowered kernel pays (in
-MACs not always after a transposed convolution, whose output has more positions than its input).
+r n + (T - r) r in place of r n + T r, and every rank below the smaller side of the lowered kernel pays (in MACs
+not always after a transposed convolution, whose output has more positions than its input).
 
 Which rows: those of about the largest volume. Rows of a triangular factorization are exchanged while a coefficient is above
 `LARGEST`; each exchange multiplies the volume by it, so there is an end (Goreinov et al. 2010, "How to find a good submatrix").
@@ -25,7 +25,7 @@ from spectrim.factorize.channel import ChannelSVD, dropped, response_of, split
 
 CHANNEL = ChannelSVD()
 LARGEST = 1.1  # coefficient that is left as it is
-EXCHANGES = 8  # of each row, at most; one in four rows is usual
+EXCHANGES = 8  # for each row, at most
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class PivotSVD(Factorization):
     Its kernels and harms are ChannelSVD's. At rank T nothing is left for the second part, and the layer stays what it is.
 
     Reference:
-        Zhao, Zhang, Cao: Pivoting factorization (ICML 2025), section 3; the kernel is ChannelSVD's.
+        Zhao et al.: Pivoting factorization (ICML 2025); the kernel is ChannelSVD's.
     """
 
     title: ClassVar[str] = "PivotSVD"
-    reference: ClassVar[str] = "Zhao et al. 2025, section 3"
+    reference: ClassVar[str] = "Zhao et al. 2025 (ICML)"
     response_only: ClassVar[bool] = True
 
     def fits(self, layer: Layer) -> Fit:
