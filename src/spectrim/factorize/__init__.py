@@ -9,6 +9,6 @@ from spectrim.factorize.tiled import TiledSVD
 from spectrim.factorize.tt import TensorTrain
 from spectrim.factorize.tucker import Tucker2
 
-USUAL = (ChannelSVD(), SpatialSVD(), SpatialSVD(axis=1), CP(depthwise="kernel"))  # compete unless others are named
+USUAL = (PivotSVD(), SpatialSVD(), SpatialSVD(axis=1), CP(depthwise="kernel"))  # compete unless others are named
 
 __all__ = ["CP", "ChannelSVD", "InputSVD", "PivotSVD", "SpatialSVD", "TensorTrain", "TiledSVD", "Tucker2"]
