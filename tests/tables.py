@@ -7,6 +7,7 @@ from nets import GEOMETRIES, layer_and_input
 
 METHODS = (
     st.ChannelSVD(),
+    st.PivotSVD(),
     st.InputSVD(),
     st.SpatialSVD(),
     st.SpatialSVD(axis=1),

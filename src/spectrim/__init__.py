@@ -11,7 +11,7 @@ from spectrim.core.menu import LayerMenu, Menu
 from spectrim.core.plan import Option, Plan
 from spectrim.core.records import Report, Score, Training, Try
 from spectrim.core.search import Probe, QuadraticModel, Search
-from spectrim.factorize import CP, ChannelSVD, InputSVD, SpatialSVD, TensorTrain, TiledSVD, Tucker2
+from spectrim.factorize import CP, ChannelSVD, InputSVD, PivotSVD, SpatialSVD, TensorTrain, TiledSVD, Tucker2
 from spectrim.factorize.algebra import harm, regress_last, symmetric_roots
 from spectrim.factorize.parts import grid, pointwise, spatial
 from spectrim.network.accuracy import Accuracy
@@ -67,6 +67,7 @@ __all__ = [
     "Menu",
     "Moments",
     "Option",
+    "PivotSVD",
     "Plan",
     "Prepared",
     "Probe",

@@ -26,6 +26,7 @@ from spectrim.factorize import ChannelSVD
 from spectrim.factorize.algebra import harm
 from spectrim.network.build import check_factors, check_merged, working_weight
 from spectrim.network.counting import cost
+from spectrim.network.pivot import Pivot
 from spectrim.network.surgery import apply, skeleton
 from spectrim.network.survey import survey
 from spectrim.sensitivity.moments import gather_moments
@@ -196,7 +197,8 @@ def _check_ranks(method: Factorization, layer: Layer, weight: Tensor, moments: M
 
 def _check_stock(model: nn.Module) -> None:
     for module in model.modules():
-        assert type(module).__module__.startswith("torch.nn"), f"{type(module)} is no stock torch module"
+        stock = type(module).__module__.startswith("torch.nn") or isinstance(module, Pivot)
+        assert stock, f"{type(module)} is neither a stock torch module nor a Pivot"
 
 
 def check_search(search: Search, *, exact: bool = False) -> None:

@@ -15,6 +15,7 @@ from tables import LAYERS, METHODS, fitting, pair
 
 FITS = {  # how many of the geometries each method can take: one that takes none would check nothing
     "ChannelSVD": 29,
+    "PivotSVD": 29,
     "InputSVD": 24,
     "SpatialSVD": 23,
     "SpatialSVD(axis=1)": 23,
@@ -61,7 +62,7 @@ def test_the_check_says_whether_there_was_something_to_check(method):
 
 
 @pytest.mark.parametrize(
-    ("method", "geometry"), fitting(METHODS[:9], ("plain", "groups", "conv3d", "transposed", "linear")), ids=pair
+    ("method", "geometry"), fitting(METHODS[:10], ("plain", "groups", "conv3d", "transposed", "linear")), ids=pair
 )
 def test_single_precision_is_exact_to_1e_5(method, geometry):
     module, x = layer_and_input(geometry, dtype=torch.float32)

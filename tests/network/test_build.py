@@ -27,6 +27,9 @@ def test_factors_are_balanced_and_their_product_stays(method, geometry):
     torch.testing.assert_close(method.merge(even), method.merge(factors), rtol=1e-9, atol=1e-9)
     reshaped = any(part.kind == "Unflatten" for part in parts[1:])  # a TT-matrix does not pass channels on as they are
     before, after = ([float(factor.norm()) for factor in group] for group in (factors, even))
+    if isinstance(method, st.PivotSVD):  # what it passes on has the scale of the layer's outputs
+        assert after == before
+        return
     assert after == before if reshaped else max(after) / min(after) <= 1.001 * max(before) / min(before)
     if not reshaped and not isinstance(method, st.TensorTrain):
         assert max(after) < 1.1 * min(after)

@@ -186,6 +186,7 @@ def test_linear_layers_on_flattened_maps(flatten, image):
 
 KINDS = {
     st.ChannelSVD(): ["Linear", "Linear"],
+    st.PivotSVD(): ["Linear"],  # at rank T the layer itself
     st.InputSVD(): ["Unflatten", "Conv2d", "Flatten", "Linear"],
     st.SpatialSVD(): ["Unflatten", "Conv2d", "Flatten", "Linear"],
     st.Tucker2(): ["Unflatten", "Conv2d", "Flatten", "Linear", "Linear"],

@@ -23,6 +23,7 @@ from spectrim.network.calling import call, evaluation_mode, map_tensors, tensors
 BY_HAND = int(os.environ.get("SPECTRIM_EXAMPLES", "0"))
 METHODS = (
     st.ChannelSVD(),
+    st.PivotSVD(),
     st.InputSVD(),
     st.SpatialSVD(),
     st.SpatialSVD(axis=1),

@@ -13,13 +13,14 @@ from spectrim.cli.models import import_callable, made
 from spectrim.core.factorization import Factorization, flaw, known
 from spectrim.core.plan import Plan
 from spectrim.core.search import Search
-from spectrim.factorize import CP, ChannelSVD, InputSVD, SpatialSVD, TensorTrain, TiledSVD, Tucker2
+from spectrim.factorize import CP, ChannelSVD, InputSVD, PivotSVD, SpatialSVD, TensorTrain, TiledSVD, Tucker2
 from spectrim.pipeline.config import Config
 from spectrim.search import ALDS, VBMF, Energy, Greedy, Interaction, Knapsack, Similarity, Uniform
 
 Made = TypeVar("Made")
 METHODS: dict[str, tuple[Factorization, ...]] = {
     "ChannelSVD": (ChannelSVD(),),
+    "PivotSVD": (PivotSVD(),),
     "InputSVD": (InputSVD(),),
     "SpatialSVD": (SpatialSVD(), SpatialSVD(axis=1)),
     "Tucker2": (Tucker2(),),

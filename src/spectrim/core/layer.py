@@ -23,7 +23,8 @@ class Layer:
 
     Attributes:
         name: Dotted name in the network.
-        kind: Name of the torch class: `Conv2d`, `ConvTranspose1d`, `Linear`, ...
+        kind: Name of the torch class: `Conv2d`, `ConvTranspose1d`, `Linear`, ...; of a part also `Pivot`: a 1 x 1 convolution
+            or linear layer of which as many outputs are inputs passed on as there are inputs.
         weight: Shape of the weight as torch stores it; for `Unflatten` the sizes, for other reshapes empty.
         inputs: Shape of the input of one example, once for every call in one forward.
         stride, padding, output_padding, dilation: One number per spatial axis; `padding` may be `"same"`.
@@ -72,7 +73,7 @@ class Layer:
     @property
     def weighted(self) -> bool:
         """Whether the layer has a weight; reshapes have none."""
-        return self.kind == "Linear" or self.kind.startswith("Conv")
+        return self.kind in ("Linear", "Pivot") or self.kind.startswith("Conv")
 
     @property
     def kernel(self) -> Shape:
@@ -111,7 +112,7 @@ class Layer:
             return (*self.weight, *shape[1:])
         if self.kind == "Flatten":
             return (*shape[: self.start_dim - 1], math.prod(shape[self.start_dim - 1 :]))
-        if self.kind == "Linear":
+        if not self.kernel:
             return (*shape[:-1], self.weight[0])
         return (self.channels[0], *(self._length(size, axis) for axis, size in enumerate(self._padded(shape)[1:])))
 
@@ -132,9 +133,10 @@ class Layer:
         """Parameters, and multiply-adds of all calls of one forward of one example."""
         if not self.weighted:
             return Cost(0, 0)
-        weights = math.prod(self.weight)
+        passed = self.weight[1] * self.groups if self.kind == "Pivot" else 0
+        weights = math.prod(self.weight) - passed * self.weight[1]
         sites = self.inputs if self.transposed else self.outputs
-        positions = sum(math.prod(s[:-1] if self.kind == "Linear" else s[1:]) for s in sites)
+        positions = sum(math.prod(s[1:] if self.kernel else s[:-1]) for s in sites)
         return Cost(weights + self.channels[0] * self.bias, weights * positions)
 
     def to_dict(self) -> dict[str, Any]:
@@ -207,7 +209,8 @@ def on_vectors(parts: Sequence[Layer]) -> tuple[Layer, ...]:
         outputs, *image = part.weight
         size = math.prod(image)
         inputs = ((size,),) * part.calls
-        result.append(Layer(part.name, "Linear", (outputs, size), inputs, bias=part.bias, image=tuple(image)))
+        kind = "Pivot" if part.kind == "Pivot" else "Linear"
+        result.append(Layer(part.name, kind, (outputs, size), inputs, bias=part.bias, image=tuple(image)))
     return tuple(result)
 
 

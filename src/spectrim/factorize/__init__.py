@@ -3,11 +3,12 @@
 from spectrim.factorize.channel import ChannelSVD
 from spectrim.factorize.cp import CP
 from spectrim.factorize.input import InputSVD
+from spectrim.factorize.pivot import PivotSVD
 from spectrim.factorize.spatial import SpatialSVD
 from spectrim.factorize.tiled import TiledSVD
 from spectrim.factorize.tt import TensorTrain
 from spectrim.factorize.tucker import Tucker2
 
-USUAL = (ChannelSVD(), SpatialSVD(), SpatialSVD(axis=1), CP(depthwise="kernel"))  # compete unless others are named
+USUAL = (PivotSVD(), SpatialSVD(), SpatialSVD(axis=1), CP(depthwise="kernel"))  # compete unless others are named
 
-__all__ = ["CP", "ChannelSVD", "InputSVD", "SpatialSVD", "TensorTrain", "TiledSVD", "Tucker2"]
+__all__ = ["CP", "ChannelSVD", "InputSVD", "PivotSVD", "SpatialSVD", "TensorTrain", "TiledSVD", "Tucker2"]

@@ -59,11 +59,7 @@ class ChannelSVD(Factorization):
     def factors(self, weight: Tensor, rank: Rank, moments: Moments | None = None) -> tuple[Tensor, ...]:
         """Return (g, r, S, *kernel) and (g, T, r, ones)."""
         assert isinstance(rank, int)
-        vectors, _, root, inverse = _response(weight, moments)
-        vectors = vectors[:, :, :rank]  # (g, T, r)
-        first = vectors.mT @ root @ weight.flatten(2)
-        ones = (1,) * (weight.ndim - 3)
-        return first.reshape(*first.shape[:2], *weight.shape[2:]), (inverse @ vectors).reshape(*vectors.shape, *ones)
+        return split(weight, rank, response_of(weight, moments))
 
     def merge(self, factors: Sequence[Tensor]) -> Tensor:
         """Return the product."""
@@ -81,13 +77,30 @@ class ChannelSVD(Factorization):
 
     def losses(self, weight: Tensor, ranks: Sequence[Rank], moments: Moments | None = None) -> list[float]:
         """Return half the dropped eigenvalues, or the dropped share of the energy without moments."""
-        _, values, _, _ = _response(weight, moments)
-        scale = 0.5 if moments is not None else 1 / float(values.sum().clamp_min(torch.finfo(values.dtype).tiny))
-        dropped = (values.sum(1, keepdim=True) - values.cumsum(1)).clamp_min(0).sum(0) * scale
-        return [float(dropped[rank - 1]) for rank in ranks if isinstance(rank, int)]
+        return dropped(response_of(weight, moments), ranks, weighted=moments is not None)
 
 
-def _response(weight: Tensor, moments: Moments | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+Response = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def split(weight: Tensor, rank: int, response: Response) -> tuple[Tensor, Tensor]:
+    """Return the two factors of the best kernel of this rank, from what `response_of` found."""
+    vectors, _, root, inverse = response
+    vectors = vectors[:, :, :rank]  # (g, T, r)
+    first = vectors.mT @ root @ weight.flatten(2)
+    ones = (1,) * (weight.ndim - 3)
+    return first.reshape(*first.shape[:2], *weight.shape[2:]), (inverse @ vectors).reshape(*vectors.shape, *ones)
+
+
+def dropped(response: Response, ranks: Sequence[Rank], *, weighted: bool) -> list[float]:
+    """Return half of the eigenvalues that each rank drops, or their share of all of them where there are no moments."""
+    values = response[1]
+    scale = 0.5 if weighted else 1 / float(values.sum().clamp_min(torch.finfo(values.dtype).tiny))
+    lost = (values.sum(1, keepdim=True) - values.cumsum(1)).clamp_min(0).sum(0) * scale
+    return [float(lost[rank - 1]) for rank in ranks if isinstance(rank, int)]
+
+
+def response_of(weight: Tensor, moments: Moments | None) -> Response:
     """Return eigenvectors (g, T, q) and values (g, q) of G^1/2 Cy G^1/2, largest first, G^1/2 and G^-1/2; q = min(T, n)."""
     flat = weight.flatten(2)
     g, t, n = flat.shape

@@ -14,6 +14,7 @@ from spectrim.core.layer import Layer
 from spectrim.core.plan import Option
 from spectrim.factorize.algebra import canonical_shape, eye_like, from_canonical, to_canonical
 from spectrim.network.disguise import effective_weight
+from spectrim.network.pivot import Pivot, units
 
 BALANCING = 20  # sweeps over the gaps between factors; one is exact for two factors
 HOOKS = (
@@ -132,28 +133,43 @@ def build(option: Option, module: nn.Module, factors: Sequence[Tensor] | None, b
         check_factors(option, factors)
     old = module.weight
     assert isinstance(old, Tensor)
-    modules = [_module(part, old) for part in option.parts]
-    weighted = [(part, new) for part, new in zip(option.parts, modules, strict=True) if part.weighted]
+    parts = _with_biases(option.parts)
+    modules = [_module(part, old) for part in parts]
+    weighted = [(part, new) for part, new in zip(parts, modules, strict=True) if part.weighted]
     with torch.no_grad():
-        ready = balanced(option.parts, factors) if factors is not None else ()
-        for (part, new), factor in zip(weighted, ready, strict=factors is not None):
-            new.weight.copy_(from_canonical(part, factor))  # type: ignore[operator]
-        last = weighted[-1][1]
-        if isinstance(last.bias, Tensor):
-            last.bias.zero_() if bias is None else last.bias.copy_(bias)
+        if factors is not None:
+            _fill(weighted, balanced(parts, factors), bias)
     bias_grad = module.bias.requires_grad if isinstance(module.bias, Tensor) else old.requires_grad
-    for _, new in weighted:
-        new.weight.requires_grad_(old.requires_grad)
-        if isinstance(new.bias, Tensor):
-            new.bias.requires_grad_(bias_grad)
-    sequence = nn.Sequential(*modules)
-    for new in (*modules, sequence):
-        new.training = module.training
+    sequence = nn.Sequential(*modules).train(module.training)
+    for name, parameter in sequence.named_parameters():
+        parameter.requires_grad_(bias_grad if name.endswith("bias") else old.requires_grad)
     for hooks in HOOKS:
         if hasattr(module, hooks):
             getattr(sequence, hooks).update(getattr(module, hooks))
     sequence._is_full_backward_hook = module._is_full_backward_hook  # how its backward hooks are called
     return sequence
+
+
+def _with_biases(parts: Sequence[Layer]) -> list[Layer]:
+    """Return the parts; the one before a `Pivot` has the biases of the outputs that are passed on."""
+    following = [*parts[1:], parts[-1]]
+    return [
+        replace(part, bias=part.bias or (after.kind == "Pivot" and after.bias))
+        for part, after in zip(parts, following, strict=True)
+    ]
+
+
+def _fill(weighted: Sequence[tuple[Layer, Any]], factors: Sequence[Tensor], bias: Tensor | None) -> None:
+    """Copy the factors and the bias (T,), None for zeros, into the modules of the parts that have a weight."""
+    for (part, new), factor in reversed(list(zip(weighted, factors, strict=True))):
+        if part.kind == "Pivot":
+            whole = bias if bias is not None or not part.bias else factor.new_zeros(part.channels[0])
+            bias = new.fill(factor, whole)
+        else:
+            new.weight.copy_(from_canonical(part, factor))
+            if part.bias:
+                new.bias.zero_() if bias is None else new.bias.copy_(bias)
+            bias = None
 
 
 def check_factors(option: Option, factors: Sequence[Tensor]) -> None:
@@ -169,6 +185,11 @@ def check_factors(option: Option, factors: Sequence[Tensor]) -> None:
     if given != wanted:
         returned, canonical = (", ".join(map(str, shapes)) for shapes in (given, wanted))
         raise ValueError(f"{_what(option, 'factors')} weights of shapes {returned}; parts() has, canonical, {canonical}")
+    for part, factor in zip((part for part in parts if part.weighted), factors, strict=True):
+        if part.kind == "Pivot" and not units(factor.flatten(2)).any(1).all():
+            raise ValueError(
+                f"{_what(option, 'factors')} for its Pivot a weight in which no row is exactly the unit vector of some column"
+            )
 
 
 def check_merged(option: Option, merged: Tensor, kernel: Tensor) -> None:
@@ -205,8 +226,11 @@ def balanced(parts: Sequence[Layer], factors: Sequence[Tensor]) -> list[Tensor]:
         between = not part.weighted
     order = [part for part in parts if part.kind == "ChannelShuffle"]
     reshaped = any(part.kind == "Unflatten" for part in parts[1:])  # a TT-matrix: channels are not passed on as they are
+    kinds = [part.kind for part in parts if part.weighted]
     for _ in range(0 if reshaped else BALANCING):
         for index in range(1, len(scaled)):
+            if kinds[index] == "Pivot":  # what it passes on has its scale
+                continue
             shuffle = order[0].groups if gaps[index] and order else 1
             _balance(scaled, index, shuffle)
     return scaled
@@ -237,6 +261,10 @@ def _module(part: Layer, old: Tensor) -> nn.Module:
         return nn.Flatten(part.start_dim)
     outputs, inputs = part.channels
     options = {"bias": part.bias, "device": old.device, "dtype": old.dtype}
+    if part.kind == "Pivot":
+        computed = (part.weight[0] - part.weight[1] * part.groups, *part.weight[1:])
+        rest = replace(part, kind=f"Conv{len(part.kernel)}d" if part.kernel else "Linear", weight=computed)
+        return Pivot(_module(rest, old), part, old.device)
     if part.kind == "Linear":
         linear: nn.Module = nn.utils.skip_init(nn.Linear, inputs, outputs, **options)
         return linear

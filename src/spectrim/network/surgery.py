@@ -35,7 +35,7 @@ def apply(plan: Plan, model: nn.Module, *, moments: Mapping[str, Moments] | None
             Without them the weight itself is approximated.
 
     Returns:
-        A network of stock modules only.
+        A network of stock modules, and `Pivot` where PivotSVD is used.
 
     Raises:
         ValueError: If the plan does not fit the network.

@@ -17,6 +17,7 @@ from spectrim.network.accuracy import Evaluate, Scorer
 from spectrim.network.build import factorized
 from spectrim.network.calling import Example, count, undisturbed
 from spectrim.network.counting import counted
+from spectrim.network.reorder import reordered
 from spectrim.network.survey import Survey, survey
 from spectrim.pipeline.config import Config
 from spectrim.pipeline.prepare import Prepared
@@ -70,7 +71,7 @@ def account(
                 ]
                 joint = interactions(prepared, alone, small, seen)
     with ledger.stage("latency"):
-        old, new = measure([prepared.model, small], prepared.example)
+        old, new = measure([prepared.model, reordered(small, prepared.example)], prepared.example)
     spent = prepared.spent + plan.spent + realized.spent + ledger.spent
     return Report(
         str(budget) if budget is not None else "the given plan",

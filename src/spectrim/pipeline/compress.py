@@ -12,6 +12,7 @@ from spectrim.core.plan import Plan
 from spectrim.core.records import Report
 from spectrim.network.accuracy import Evaluate, Scorer
 from spectrim.network.calling import Example, undisturbed
+from spectrim.network.reorder import reordered
 from spectrim.pipeline.account import account
 from spectrim.pipeline.choose import choose
 from spectrim.pipeline.config import Config
@@ -46,7 +47,7 @@ def compress(  # noqa: PLR0913
         config: How.
 
     Returns:
-        The compressed network (stock torch modules only), the plan and the report.
+        The compressed network (stock torch modules, and `Pivot` where PivotSVD is used), the plan and the report.
 
     Raises:
         BudgetError: If the budget cannot be met (a ValueError).
@@ -78,7 +79,7 @@ def compress(  # noqa: PLR0913
     report = account(prepared, chosen, realized, scorer, budget=budget)
     if isinstance(budget, MaxDrop):
         _check_drop(report, budget)
-    return Result(realized.model, chosen, report)
+    return Result(reordered(realized.model, prepared.example), chosen, report)
 
 
 def _check_cost(plan: Plan, budget: Keep) -> None:

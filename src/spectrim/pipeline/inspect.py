@@ -19,7 +19,7 @@ from spectrim.core.deprecation import renamed
 from spectrim.core.factorization import Factorization, describe, fit_of
 from spectrim.core.layer import Layer, Shape
 from spectrim.core.menu import RESPONSE, LayerMenu
-from spectrim.factorize import CP, ChannelSVD, InputSVD, SpatialSVD, TensorTrain, TiledSVD, Tucker2
+from spectrim.factorize import CP, ChannelSVD, InputSVD, PivotSVD, SpatialSVD, TensorTrain, TiledSVD, Tucker2
 from spectrim.network.apart import opened
 from spectrim.network.build import working_weight
 from spectrim.network.calling import Example, batched
@@ -31,6 +31,7 @@ from spectrim.report.text import short
 
 ALL: tuple[Factorization, ...] = (
     ChannelSVD(),
+    PivotSVD(),
     InputSVD(),
     SpatialSVD(),
     SpatialSVD(axis=1),

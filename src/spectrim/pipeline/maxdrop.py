@@ -13,6 +13,7 @@ from spectrim.core.progress import Spent
 from spectrim.core.records import Score, Try
 from spectrim.network.accuracy import Evaluate, Scorer
 from spectrim.network.calling import undisturbed, unwrap
+from spectrim.network.reorder import reordered
 from spectrim.pipeline.account import account
 from spectrim.pipeline.bracket import RESOLUTION, Bracket
 from spectrim.pipeline.choose import choose, scored
@@ -81,7 +82,7 @@ def maxdrop(
     plan = replace(best.plan, spent=trials.spent + ledger.spent)
     realized = replace(best.realized, spent=Spent())
     report = account(trials.prepared, plan, realized, best.score, budget=budget, tries=trials.tries())
-    return Result(realized.model, plan, report)
+    return Result(reordered(realized.model, trials.prepared.example), plan, report)
 
 
 @dataclass(frozen=True, eq=False)

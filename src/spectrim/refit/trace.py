@@ -18,17 +18,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spectrim.network.calling import Example, batch_size, call, tensors_of
+from spectrim.network.reorder import NORMS
 
 aten = torch.ops.aten
 ADDITIONS = (aten.add.Tensor, aten.add_.Tensor)
 DETACH = aten.detach.default  # not counted: it also follows a tensor's making (`torch.zeros`), if someone holds the tensor
-NORMS = (
-    aten.native_batch_norm.default,
-    aten._native_batch_norm_legit_no_training.default,
-    aten.cudnn_batch_norm.default,
-    aten.miopen_batch_norm.default,
-    aten._batch_norm_no_update.default,
-)
 
 
 @dataclass(frozen=True)

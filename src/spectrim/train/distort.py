@@ -136,8 +136,8 @@ class Distortion:
             model: Another network of the same structure, such as an averaged copy; by default the one in training.
 
         Returns:
-            A network of stock modules only, with the structure of `spectrim.apply(plan, model)`, in train or eval mode as the
-            network is. The network's own kernels are overwritten by what it computes.
+            A network of stock modules, and `Pivot` where PivotSVD is used, with the structure of `spectrim.apply(plan, model)`,
+            in train or eval mode as the network is. The network's own kernels are overwritten by what it computes.
         """
         start = time.perf_counter()
         network = unwrap(self.model if model is None else model)
