@@ -68,12 +68,8 @@ class ChannelSVD(Factorization):
         return product
 
     def kernels(self, weight: Tensor, ranks: Sequence[Rank], moments: Moments | None = None) -> Iterator[Tensor]:
-        """Yield every rank's kernel from one eigenproblem."""
-        vectors, _, root, inverse = _response(weight, moments)
-        rows, columns = vectors.mT @ root @ weight.flatten(2), inverse @ vectors
-        for rank in ranks:
-            assert isinstance(rank, int)
-            yield (columns[:, :, :rank] @ rows[:, :rank]).reshape(weight.shape)
+        """Return every rank's kernel, from one eigenproblem."""
+        return products(weight, ranks, response_of(weight, moments))
 
     def losses(self, weight: Tensor, ranks: Sequence[Rank], moments: Moments | None = None) -> list[float]:
         """Return half the dropped eigenvalues, or the dropped share of the energy without moments."""
@@ -90,6 +86,15 @@ def split(weight: Tensor, rank: int, response: Response) -> tuple[Tensor, Tensor
     first = vectors.mT @ root @ weight.flatten(2)
     ones = (1,) * (weight.ndim - 3)
     return first.reshape(*first.shape[:2], *weight.shape[2:]), (inverse @ vectors).reshape(*vectors.shape, *ones)
+
+
+def products(weight: Tensor, ranks: Sequence[Rank], response: Response) -> Iterator[Tensor]:
+    """Yield the best kernel of each rank, from what `response_of` found."""
+    vectors, _, root, inverse = response
+    rows, columns = vectors.mT @ root @ weight.flatten(2), inverse @ vectors
+    for rank in ranks:
+        assert isinstance(rank, int)
+        yield (columns[:, :, :rank] @ rows[:, :rank]).reshape(weight.shape)
 
 
 def dropped(response: Response, ranks: Sequence[Rank], *, weighted: bool) -> list[float]:

@@ -11,7 +11,7 @@ Which rows: those of about the largest volume. Rows of a triangular factorizatio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from spectrim.core.factorization import Factorization, Fit, Moments, Rank
 from spectrim.core.layer import Layer
 from spectrim.factorize.algebra import eye_like
-from spectrim.factorize.channel import ChannelSVD, dropped, response_of, split
+from spectrim.factorize.channel import ChannelSVD, dropped, products, response_of, split
 
 CHANNEL = ChannelSVD()
 LARGEST = 1.1  # coefficient that is left as it is
@@ -77,6 +77,10 @@ class PivotSVD(Factorization):
     def merge(self, factors: Sequence[Tensor]) -> Tensor:
         """Return the product."""
         return CHANNEL.merge(factors) if len(factors) > 1 else factors[0]
+
+    def kernels(self, weight: Tensor, ranks: Sequence[Rank], moments: Moments | None = None) -> Iterator[Tensor]:
+        """Return every rank's kernel, from one eigenproblem."""
+        return products(weight, ranks, response_of(weight, moments))
 
     def losses(self, weight: Tensor, ranks: Sequence[Rank], moments: Moments | None = None) -> list[float]:
         """Return half the dropped eigenvalues, or the dropped share of the energy without moments."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -32,6 +33,7 @@ from spectrim.sensitivity.divergence import Harm, is_logits, output_harm
 from spectrim.sensitivity.moments import Sweep
 from spectrim.sensitivity.options import Offer, offers
 
+SAVED = 12  # bytes that a backward pass keeps for each number that a layer sees or answers
 MEMORY = 1 << 30  # bytes of images that a rank selection may have beyond the calibration's
 
 
@@ -121,8 +123,8 @@ def prepare(
         check_norms(model)
     together = examples_together(model, example)
     further = 0 if plan is not None else min(config.search.images, _held(example))
-    images = collect(calibration, example, config.images, config.batch, further=further, unit=together)
     found = _allowed(survey(model, example), config)
+    images = collect(calibration, example, config.images, _batch(found, config), further=further, unit=together)
     given = None if plan is None else checked(plan, found)
     harm = config.harm or output_harm
     outputs = check_outputs(model, images, config, together) if images.fitting else None
@@ -147,6 +149,12 @@ def prepare(
 def _held(example: Example) -> int:
     """Return how many examples of this size a rank selection may have beyond the calibration's."""
     return MEMORY // max(sum(x[:1].numel() * x.element_size() for x in batched(example)), 1)
+
+
+def _batch(found: Survey, config: Config) -> int:
+    """Return how many images go through the network at once: those whose activations half of the memory holds, going back."""
+    numbers = sum(math.prod(shape) for layer in found.layers for shape in (*layer.inputs, *layer.outputs))
+    return max(1, min(config.batch, config.memory // (2 * SAVED * max(numbers, 1))))
 
 
 def _ledger(config: Config, key: str | None, example: Example) -> Ledger:

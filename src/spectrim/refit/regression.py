@@ -25,7 +25,7 @@ from spectrim.network.surgery import module_of
 from spectrim.refit.stream import Arrival, TwinStream
 from spectrim.refit.trace import trace
 from spectrim.sensitivity.covariance import Covariance
-from spectrim.sensitivity.moments import Sampler, lowered
+from spectrim.sensitivity.moments import Sampler, grouped, lowered, spatial_shape
 
 RIDGE = 0.01  # towards the original kernel, relative to the mean diagonal of C
 MEMORY = 4 << 30  # bytes of live activations that the twin stream may hold
@@ -119,10 +119,9 @@ def regressed(layer: Layer, module: nn.Module, moments: Moments, sampler: Sample
     in_inputs = moments.covariance is not None
     sums = Covariance()  # of the input (or the dense response), and of the target with it
     for chunk in arrived:
-        shape = chunk.target.shape[1:-1] if layer.kind == "Linear" else chunk.target.shape[2:]
-        index = sampler.draw(layer, len(chunk.target), shape)
-        seen = lowered(layer, chunk.x, index) if in_inputs else _at(layer, chunk.response, index)
-        sums.add(seen.float(), _at(layer, chunk.target, index).float())
+        index = sampler.draw(layer, len(chunk.target), spatial_shape(layer, chunk.target))
+        seen = lowered(layer, chunk.x, index) if in_inputs else grouped(layer, chunk.response, index)
+        sums.add(seen.float(), grouped(layer, chunk.target, index).float())
     weight, bias = working_weight(layer, module), original_bias(module)
     c, k = sums.covariance.to(weight), sums.cross.to(weight)
     mean, wanted = sums.mean.to(weight), sums.other_mean.to(weight)
@@ -145,14 +144,6 @@ def _solved(matrix: Tensor, right: Tensor) -> Tensor:
     factor, failed = torch.linalg.cholesky_ex(matrix)
     solution: Tensor = torch.linalg.solve(matrix, right) if bool(failed.any()) else torch.cholesky_solve(right, factor)
     return solution
-
-
-def _at(layer: Layer, y: Tensor, index: tuple[Tensor, ...]) -> Tensor:
-    """Return outputs at the drawn positions, (g, M, T / g)."""
-    index = tuple(axis.to(y.device) for axis in index)
-    where: tuple[Tensor | slice, ...] = index if layer.kind == "Linear" else (index[0], slice(None), *index[1:])
-    grouped: Tensor = y[where].unflatten(1, (layer.groups, -1))
-    return grouped.transpose(0, 1)
 
 
 def _fitting(batches: Sequence[Example], bytes_per_example: int, memory: int, unit: int) -> list[Example]:

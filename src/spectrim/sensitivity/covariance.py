@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 BLOCKED = 1024  # lowered inputs from which on a Gram matrix is computed by blocks
-BLOCKS = 4  # of images, in a batch, whose differences tell how far a covariance can be trusted
+BLOCKS = 16  # of images, in all, whose differences tell how far a covariance can be trusted
 UNKNOWN = 0.2  # share of the target where there is one block only
 
 
@@ -28,7 +28,7 @@ class Squares:
 
     def add(self, x: Tensor, blocks: int = 1) -> None:
         """Add observations x (g, M, d) of so many blocks, one behind the other."""
-        for part in x.chunk(blocks, 1):
+        for part in x.contiguous().chunk(blocks, 1):
             square = gram(part)
             self.total = _plus(self.total, square)
             self.energy = _plus(self.energy, square.double().square().sum((1, 2)) / part.shape[1])
@@ -74,14 +74,14 @@ class Covariance:
         self.count += x.shape[1]
         if self.shift is None:
             self.shift = x.mean(1, keepdim=True)
-        x = x - self.shift
-        self.total = _plus(self.total, x.sum(1, keepdim=True, dtype=torch.float64))
+        x = x.contiguous() - self.shift
+        self.total = _plus(self.total, x.sum(1, keepdim=True))
         self.squares.add(x.transpose(0, 1).flatten(0, 1)[None] if self.pooled else x, blocks)
         if y is not None:
             if self.other_shift is None:
                 self.other_shift = y.mean(1, keepdim=True)
             y = y - self.other_shift
-            self.other_total = _plus(self.other_total, y.sum(1, keepdim=True, dtype=torch.float64))
+            self.other_total = _plus(self.other_total, y.sum(1, keepdim=True))
             self.products = _plus(self.products, y.mT @ x)
 
     @property

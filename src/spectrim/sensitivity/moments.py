@@ -31,7 +31,9 @@ from spectrim.network.calling import Example, call, count, evaluation_mode, firs
 from spectrim.sensitivity.covariance import BLOCKS, Covariance, Squares
 from spectrim.sensitivity.divergence import Harm, curvature_root, detached, floats, output_harm
 
-POSITIONS = 65536  # sampled positions per layer for input covariances
+POSITIONS = 65536  # sampled positions per layer at most
+ENOUGH = (8192, 256)  # sampled positions that do: at least so many, and so many times n
+EACH = 64  # and per image: positions of one image are alike
 LARGEST = 4608  # largest lowered input (512 channels, 3 x 3) whose covariance is kept
 MEMORY = 4 << 30  # bytes; an eighth of it is the bound on one layer's covariances
 LEAST = 1e-9  # share of the mean diagonal that is in every G
@@ -43,7 +45,7 @@ class Sampler:
 
     Args:
         seed: Of the random positions.
-        examples: How many examples will be seen in all; shares `POSITIONS` among them.
+        examples: How many examples will be seen in all; shares `POSITIONS` among them, at most `EACH` to one.
     """
 
     def __init__(self, seed: int, examples: int) -> None:
@@ -51,10 +53,15 @@ class Sampler:
         self.generator = torch.Generator().manual_seed(seed)
         self.examples = max(examples, 1)
 
+    def blocks(self, images: int) -> int:
+        """Return into how many blocks such a batch is cut."""
+        return min(images, math.ceil(BLOCKS * images / self.examples))
+
     def draw(self, layer: Layer, batch: int, shape: Sequence[int]) -> tuple[Tensor, ...]:
         """Return index tensors (M,), of the example and of each spatial axis, for an output of spatial `shape`."""
         total = batch * math.prod(shape)
-        wanted = math.ceil(POSITIONS * batch / (self.examples * layer.calls))
+        most = min(POSITIONS, max(ENOUGH[0], ENOUGH[1] * layer.matrix[1]))
+        wanted = math.ceil(batch * min(EACH, most / self.examples) / layer.calls)
         if wanted >= total:
             flat = torch.arange(total, device="cpu")
         else:  # in the order of the examples
@@ -75,6 +82,8 @@ def lowered(layer: Layer, x: Tensor, index: tuple[Tensor, ...] | None = None) ->
     """
     if layer.kind == "Linear":
         return x.flatten(0, -2)[None] if index is None else x[tuple(axis.to(x.device) for axis in index)][None]
+    if x.ndim == 4 and index is not None and len(index[0]) * math.prod(layer.kernel) > math.prod(x.shape[2:]) * len(x):
+        x = x.contiguous(memory_format=torch.channels_last)  # patches are then gathered from whole runs of memory
     x = _windows(layer, x)
     if index is None:
         places = range(2, 2 + len(layer.kernel))
@@ -111,16 +120,24 @@ def _windows(layer: Layer, x: Tensor) -> Tensor:
         if any(side for pair in sides for side in pair):
             x = functional.pad(x, [side for pair in reversed(sides) for side in pair], mode=mode)
         stride = layer.stride
-    if x.ndim == 4:
-        x = x.contiguous(memory_format=torch.channels_last)  # patches are then gathered from whole runs of memory
     for axis, (k, d, s) in enumerate(zip(kernel, dilation, stride, strict=True)):
         x = x.unfold(2 + axis, d * (k - 1) + 1, s)
         x = x[..., ::d]
     return x
 
 
-def grouped(layer: Layer, y: Tensor) -> Tensor:
-    """Return outputs (N, T, *spatial), or (N, ..., T) of a linear layer, as (g, positions, T / g)."""
+def spatial_shape(layer: Layer, y: Tensor) -> Sequence[int]:
+    """Return the shape of the positions of outputs (N, T, *spatial), or (N, ..., T) of a linear layer."""
+    return y.shape[1:-1] if layer.kind == "Linear" else y.shape[2:]
+
+
+def grouped(layer: Layer, y: Tensor, index: tuple[Tensor, ...] | None = None) -> Tensor:
+    """Return outputs (N, T, *spatial), or (N, ..., T) of a linear layer, at some positions or all, as (g, positions, T / g)."""
+    if index is not None:
+        index = tuple(axis.to(y.device) for axis in index)
+        where: tuple[Tensor | slice, ...] = index if layer.kind == "Linear" else (index[0], slice(None), *index[1:])
+        drawn: Tensor = y[where].unflatten(1, (layer.groups, -1))
+        return drawn.transpose(0, 1)
     if layer.kind == "Linear":
         return y.reshape(1, -1, y.shape[-1])
     split: Tensor = y.unflatten(1, (layer.groups, -1))
@@ -134,6 +151,7 @@ class _Sums:
         self.layer = layer
         self.outputs = Covariance()  # without the inputs' only
         self.gradient = Squares()
+        self.positions = 0  # at which there were gradients, drawn or not
         numbers = layer.matrix[1] ** 2
         self.covaries = numbers <= largest(memory)  # whether the covariance of the inputs is kept
         pooled = layer.groups * numbers > largest(memory)
@@ -142,9 +160,8 @@ class _Sums:
         parts = range(0, layer.groups, self.groups) if self.covaries else ()
         self.inputs = [Covariance(pooled, squares=squares) for _ in parts]
 
-    def see(self, x: Tensor, index: tuple[Tensor, ...]) -> None:
-        """Take in the lowered inputs at some positions."""
-        blocks = min(BLOCKS, len(x))
+    def see(self, x: Tensor, index: tuple[Tensor, ...], blocks: int) -> None:
+        """Take in the lowered inputs at some positions, of so many blocks of images."""
         if len(self.inputs) == 1:
             self.inputs[0].add(lowered(self.layer, x, index).float(), blocks=blocks)
             return
@@ -303,13 +320,12 @@ def _observer(sums: _Sums, sampler: Sampler, gradient: bool) -> Any:
 
     def observe(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         with torch.no_grad(), torch.autocast(output.device.type, enabled=False):  # sums are exact in a forward that is not
-            if not sums.covaries:
-                sums.outputs.add(grouped(layer, output.detach()).float(), blocks=min(BLOCKS, len(output)))
+            index, blocks = sampler.draw(layer, len(output), spatial_shape(layer, output)), sampler.blocks(len(output))
+            if sums.covaries:
+                sums.see(args[0].detach(), index, blocks)
             else:
-                shape = output.shape[1:-1] if layer.kind == "Linear" else output.shape[2:]
-                index = sampler.draw(layer, output.shape[0], shape)
-                sums.see(args[0].detach(), index)
-        return awaiting(layer, output, lambda grad: _add_gradient(sums, grad)) if gradient else None
+                sums.outputs.add(grouped(layer, output.detach(), index).float(), blocks=blocks)
+        return awaiting(layer, output, lambda grad: _add_gradient(sums, grad, index, blocks)) if gradient else None
 
     return observe
 
@@ -331,8 +347,9 @@ def awaiting(layer: Layer, output: Tensor, take: Callable[[Tensor], None]) -> Te
     return output
 
 
-def _add_gradient(sums: _Sums, grad: Tensor) -> None:
-    sums.gradient.add(grouped(sums.layer, grad).float(), min(BLOCKS, len(grad)))
+def _add_gradient(sums: _Sums, grad: Tensor, index: tuple[Tensor, ...], blocks: int) -> None:
+    sums.gradient.add(grouped(sums.layer, grad, index).float(), blocks)
+    sums.positions += len(grad) * math.prod(spatial_shape(sums.layer, grad))
 
 
 def _pulled(outputs: Any, harm: Harm, generator: torch.Generator) -> Tensor:
@@ -361,5 +378,5 @@ def _moments(sums: _Sums, module: nn.Module, examples: int) -> Moments:
     else:
         sample = sums.gradient.mean  # over positions
         level = sample.diagonal(dim1=1, dim2=2).mean(1)[:, None, None].clamp_min(1e-30) * eye.to(sample)
-        gradient = (sums.gradient.shrunk(sample, level) + LEAST * level).to(response) * (sums.gradient.count / examples)
+        gradient = (sums.gradient.shrunk(sample, level) + LEAST * level).to(response) * (sums.positions / examples)
     return Moments(count, response, gradient, covariance, mean, answer)
