@@ -9,7 +9,7 @@ layer all arrive before the layer is fitted.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,12 +29,14 @@ class Arrival:
     """What one chunk of N images brings to a layer.
 
     Attributes:
+        chunk: Number of the chunk.
         name: The layer.
         x: Its input in the compressed stream, (N, ...).
         target: What it should answer, (N, ...).
         response: What the dense layer answers to `x`, (N, ...).
     """
 
+    chunk: int
     name: str
     x: Tensor
     target: Tensor
@@ -58,17 +60,20 @@ class TwinStream:
         self.deferred = {addition.layer for addition in found.additions.values()}
         self.local = threading.local()
 
-    def arrivals(self, sites: Collection[str], batches: Sequence[Example]) -> Iterator[list[Arrival]]:
-        """Run all batches in lock step, and yield what they bring to each of the sites, in order of execution.
+    def arrivals(self, room: Mapping[str, int], batches: Sequence[Example]) -> Iterator[list[Arrival]]:
+        """Run batches in lock step, and yield what they bring to each of the sites, in order of execution.
+
+        Chunks that an early layer has no room for start later: they go past the layers that are fitted already.
 
         Args:
-            sites: Planned layers that are called once.
+            room: Planned layers that are called once, in order of execution, to how many of the batches may wait there; never
+                fewer than before, and one at least.
             batches: Chunks of the calibration inputs.
 
         Raises:
             RuntimeError: If the forward takes another path for other inputs.
         """
-        self.sites = set(sites)
+        self.sites, order = set(room), list(room.values())
         self.steps = LockStep(len(batches), lambda chunk: self._forward(chunk, batches[chunk]))
         handles = []
         with evaluation_mode(self.model):
@@ -76,7 +81,10 @@ class TwinStream:
                 for name in {*self.sites, *self.modules}:
                     hook = self._hook(name)  # before the user's own, which then run once, on both streams alike
                     handles.append(self.model.get_submodule(name).register_forward_hook(hook, prepend=True))
-                while any(found := [self.steps.advance(chunk) for chunk in range(len(batches))]):
+                for running in (*order, len(batches)):
+                    found = [self.steps.advance(chunk) for chunk in range(running)]
+                    if not any(found):
+                        break
                     if len({arrival.name if arrival else None for arrival in found}) > 1:
                         raise RuntimeError(
                             f"the forward takes another path for other inputs, so it cannot be refitted; {WAY_OUT}"
@@ -105,7 +113,7 @@ class TwinStream:
                     self.local.pending[name] = x[half:].clone(), output
                     return None
                 if name in self.sites:
-                    self.steps.wait(self.local.chunk, Arrival(name, x[half:], output[:half], output[half:]))
+                    self._wait(name, x[half:], output[:half], output[half:])
                 return torch.cat([output[:half], answer(self.modules[name], x[half:]).to(output.dtype)])
 
         return replace
@@ -120,9 +128,16 @@ class TwinStream:
         scale, shift = addition.scale.to(output.dtype).view(view), addition.shift.to(output.dtype).view(view)
         small = scale.abs() <= 1e-3 * scale.abs().max()  # a channel that hardly reaches the sum cannot pay anything back
         owed = torch.where(small, 0, (other[:half] - other[half:]) / torch.where(small, 1, scale))
-        self.steps.wait(self.local.chunk, Arrival(addition.layer, x, output[:half] + owed, output[half:]))
+        self._wait(addition.layer, x, output[:half] + owed, output[half:])
         fitted = scale * answer(self.modules[addition.layer], x).to(output.dtype) + shift
         args[addition.operand] = torch.cat([branch[:half], fitted])
+
+
+    def _wait(self, name: str, x: Tensor, target: Tensor, response: Tensor) -> None:
+        """Wait until the layer is fitted, if it is not yet."""
+        if name not in self.modules:
+            chunk = self.local.chunk
+            self.steps.wait(chunk, Arrival(chunk, name, x, target, response))
 
 
 class _Interceptor(TorchDispatchMode):

@@ -8,8 +8,9 @@ tensors, not module classes, so it works for any graph; where nothing is found t
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,12 +57,12 @@ class Trace:
     Attributes:
         once: Layers that one forward calls once, in order.
         additions: Where branches meet shortcuts, by the number of the operation.
-        bytes_per_example: Size of the largest tensor that one example makes.
+        waiting: Layer name to the bytes of one example that are alive while the twin stream waits for its fit.
     """
 
     once: tuple[str, ...]
     additions: dict[int, Addition]
-    bytes_per_example: int
+    waiting: dict[str, int]
 
 
 class _Tracer(TorchDispatchMode):
@@ -75,7 +76,6 @@ class _Tracer(TorchDispatchMode):
         self.changed: set[int] = set()
         self.alive: list[Tensor] = []
         self.found: list[tuple[int, int, _Chain]] = []
-        self.largest = 0
         self.paused = False
 
     def start(self, name: str, output: Tensor, channels: int) -> None:
@@ -92,7 +92,6 @@ class _Tracer(TorchDispatchMode):
         index, self.index = self.index, self.index + (func is not DETACH)
         outputs = tensors_of(result)
         self.alive.extend(outputs)  # keeps every id unique
-        self.largest = max([self.largest, *(tensor.numel() * tensor.element_size() for tensor in outputs)])
         inputs = tensors_of([args, list((kwargs or {}).values())])
         for tensor in inputs:
             if id(tensor) not in self.changed:
@@ -156,8 +155,53 @@ def trace(model: nn.Module, names: Sequence[str], batch: Example) -> Trace:
             if index not in additions or order > additions[index][0]:  # of two branches, the one that ends last
                 additions[index] = order, Addition(chain.layer, operand, chain.scale, chain.shift)
     once = tuple(name for name in calls if counts[name] == 1)
-    size = tracer.largest // batch_size(batch)
-    return Trace(once, {index: addition for index, (_, addition) in additions.items()}, size)
+    found = {index: addition for index, (_, addition) in additions.items()}
+    del tracer
+    return Trace(once, found, _waiting(model, once, found, batch))
+
+
+class _Living(TorchDispatchMode):
+    """Knows which of the tensors made under it are still in memory."""
+
+    def __init__(self, places: Mapping[int, str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.places = places  # number of an operation to the layer that is fitted there
+        self.index = 0
+        self.made: list[tuple[weakref.ref[Tensor], int, int]] = []
+        self.found: dict[str, int] = {}
+
+    def note(self, name: str) -> None:
+        """Keep how many bytes are alive."""
+        self.made = [entry for entry in self.made if entry[0]() is not None]
+        self.found[name] = max(self.found.get(name, 0), sum({place: size for _, place, size in self.made}.values()))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        index, self.index = self.index, self.index + (func is not DETACH)
+        if index in self.places:
+            self.note(self.places[index])
+        result = func(*args, **(kwargs or {}))
+        for tensor in tensors_of(result):
+            storage = tensor.untyped_storage()
+            self.made.append((weakref.ref(tensor), storage.data_ptr(), storage.nbytes()))
+        return result
+
+
+def _waiting(
+    model: nn.Module, names: Sequence[str], additions: Mapping[int, Addition], batch: Example
+) -> dict[str, int]:
+    """Return the bytes of one example that are alive at each layer, or at the addition where it is fitted."""
+    living = _Living({index: addition.layer for index, addition in additions.items()})
+    handles = [
+        model.get_submodule(name).register_forward_hook(lambda module, args, output, name=name: living.note(name), prepend=True)
+        for name in names
+    ]
+    try:
+        with torch.no_grad(), uncached(), living:
+            call(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: size // batch_size(batch) for name, size in living.found.items()}
 
 
 def uncached() -> torch.autocast:
