@@ -27,7 +27,7 @@ from spectrim.network.surgery import checked
 from spectrim.network.survey import Survey, survey
 from spectrim.pipeline.cache import Cache, Entry, Ledger, pack, unpack
 from spectrim.pipeline.calibration import collect
-from spectrim.pipeline.checks import check_norms, check_outputs, check_weights, examples_together, notes_of
+from spectrim.pipeline.checks import check_norms, check_outputs, check_reconstruct, check_weights, examples_together, notes_of
 from spectrim.pipeline.config import Config
 from spectrim.pipeline.identity import UnknownIdentityError, fingerprint, identity
 from spectrim.sensitivity.divergence import Harm, is_logits, output_harm
@@ -124,6 +124,7 @@ def prepare(
     together = examples_together(model, example)
     further = 0 if plan is not None else min(config.search.images, _held(example))
     images = collect(calibration, example, config.images, config.batch, further=further, unit=together)
+    check_reconstruct(images, example, config, together)
     found = _allowed(survey(model, example), config)
     given = None if plan is None else checked(plan, found)
     harm = config.harm or output_harm
