@@ -119,6 +119,8 @@ def test_the_installed_command():
 def test_words_that_would_be_ignored_are_refused(files, tmp_path, capsys):
     assert cli.main(compressing(files, tmp_path / "run", "--keep", "0.5", "--distill", "0.7")) == 2
     assert "need --finetune-epochs" in capsys.readouterr().err
+    assert cli.main(compressing(files, tmp_path / "run", "--keep", "0.5", "--mirror")) == 2
+    assert "needs --reconstruct" in capsys.readouterr().err
     mixed = training(files, tmp_path / "run")
     mixed[mixed.index("--calibration") + 1] = "spectrim.demo:demo_images"
     assert cli.main(mixed) == 2

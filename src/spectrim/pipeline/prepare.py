@@ -84,7 +84,7 @@ class Prepared:
         return _ledger(self.config, self.key, self.example)
 
     @property
-    def refit_settings(self) -> dict[str, int]:
+    def refit_settings(self) -> dict[str, Any]:
         """Settings of the refit."""
         return {"seed": self.config.seed, "memory": self.config.memory, "unit": self.unit}
 

@@ -66,6 +66,7 @@ class Task:
         model: The original network; hooks are added and removed, nothing else changes.
         small: The compressed network.
         batches: Images to fit.
+        unseen: Others, on which the block's error is told, too.
         options: How.
         memory: Bytes that a block's inputs and outputs may take.
         seed: Of the order of the images.
@@ -75,6 +76,7 @@ class Task:
     model: nn.Module
     small: nn.Module
     batches: Sequence[Example]
+    unseen: Sequence[Example]
     options: Reconstruct
     memory: int
     seed: int
@@ -88,15 +90,16 @@ class Fitted:
     Attributes:
         tensors: Parameters by the layers' names and their own; none where there is a reason.
         images: How many were fitted to; mirror images are not counted.
-        before: Mean squared error of the block's output, relative to the variance of each channel, on these images.
+        before: Mean squared error of the block's output, relative to the variance of each channel: on these images, and on
+            unseen ones.
         after: The same after the steps.
         reason: Why the block cannot be reconstructed; empty if it can.
     """
 
     tensors: dict[str, Tensor]
     images: int = 0
-    before: float = 0.0
-    after: float = 0.0
+    before: tuple[float, float] = (0.0, 0.0)
+    after: tuple[float, float] = (0.0, 0.0)
     reason: str = ""
 
 
@@ -158,15 +161,25 @@ def fit_block(task: Task, block: Block) -> Fitted:
     copies = 1 + task.options.mirror
     room = task.memory // max(1, copies * sum(end[:1].numel() * end.element_size() for end in ends))
     batches = _first(task.batches, max(task.unit, room // task.unit * task.unit))
-    images = count(batches)
-    batches = [*batches, *(mirrored(batch) for batch in batches if task.options.mirror)]
-    x, y = (_whole(captured(network, block.name, batches, output=output), copies * images) for network, output in _ends(task))
-    pairs = _Pairs(x, y, _weight(y, task.small.get_submodule(block.layers[-1]), next(iter(trained.values())).dtype), task.unit)
-    before = pairs.whole(work, task.options.batch)
-    _descend(work, list(trained.values()), pairs, task.options, task.seed)
-    after = pairs.whole(work, task.options.batch)
+    copied = [*batches, *(mirrored(batch) for batch in batches if task.options.mirror)]
+    last, dtype = task.small.get_submodule(block.layers[-1]), next(iter(trained.values())).dtype
+    x, y = _pair(task, block, copied)
+    weight = _weight(y, last, dtype)
+    sets = [
+        _Pairs(x, y, weight, task.unit),
+        _Pairs(*_pair(task, block, _first(task.unseen, count(batches))), weight, task.unit),
+    ]
+    before = [pairs.whole(work, task.options.batch) for pairs in sets]
+    _descend(work, list(trained.values()), sets[0], task.options, task.seed)
+    after = [pairs.whole(work, task.options.batch) for pairs in sets]
     tensors = {name: value.detach().to(task.small.get_parameter(name).dtype) for name, value in trained.items()}
-    return Fitted(tensors, images, before, after)
+    return Fitted(tensors, count(batches), (before[0], before[1]), (after[0], after[1]))
+
+
+def _pair(task: Task, block: Block, batches: Sequence[Example]) -> tuple[Tensor, Tensor]:
+    """Return a block's inputs in the compressed network, and its outputs in the original one."""
+    x, y = (_whole(captured(network, block.name, batches, output=output), count(batches)) for network, output in _ends(task))
+    return x, y
 
 
 def _descend(work: nn.Module, trained: Sequence[Tensor], pairs: _Pairs, options: Reconstruct, seed: int) -> None:
@@ -176,7 +189,8 @@ def _descend(work: nn.Module, trained: Sequence[Tensor], pairs: _Pairs, options:
     for index in pairs.drawn(options, seed):
         optimizer.zero_grad()
         pairs.error(work, index).backward()
-        optimizer.step()
+        with torch.device("cpu"):  # where Adam counts its steps, whatever the default device
+            optimizer.step()
         schedule.step()
 
 
