@@ -11,6 +11,7 @@ from torch import nn
 from spectrim.cli.methods import named
 from spectrim.cli.options import (
     VALIDATION,
+    BlockOptions,
     Choice,
     Inputs,
     Json,
@@ -29,7 +30,6 @@ from spectrim.network.accuracy import Accuracy, Scorer
 from spectrim.pipeline.account import complete
 from spectrim.pipeline.compress import compress as run_pipeline
 from spectrim.pipeline.result import Result
-from spectrim.refit.reconstruct import Reconstruct
 from spectrim.train import Recipe, fit
 
 
@@ -45,8 +45,7 @@ def compress(
     choice: Choice = Choice(),
     refit: bool = True,
     batchnorm: bool = False,
-    reconstruct: bool = False,
-    mirror: bool = False,
+    blocks: BlockOptions = BlockOptions(),
     finetune_epochs: Whole = 0,
     training: TrainingOptions = TrainingOptions(),
     resume: bool = False,
@@ -76,11 +75,8 @@ def compress(
         Fit each layer again to what the compressed prefix gives it.
     batchnorm
         Re-estimate BatchNorm statistics at the end.
-    reconstruct
-        Take gradient steps on the small layers, block after block and without labels, at the very end; with --max-drop on every
-        network that is tried.
-    mirror
-        With --reconstruct: on the images' mirror images, too; not for text and digits.
+    blocks
+        Whether to take gradient steps after the fits.
     finetune_epochs
         Train the compressed network for so many epochs on the calibration source.
     training
@@ -92,14 +88,11 @@ def compress(
     """
     budget = _budget(keep, max_drop, metric, given=plan is not None)
     own = None if plan is None else choice.own(plan)
-    deciding = isinstance(budget, MaxDrop)
-    if mirror and not reconstruct:
-        raise ValueError("--mirror says which images blocks are fitted to: it needs --reconstruct")
+    deciding, gradient = isinstance(budget, MaxDrop), blocks.options()
     _check_words(finetune_epochs, inputs, training, deciding=deciding)
     steps = {"refit": refit, "batchnorm": batchnorm, "finetune_epochs": finetune_epochs, "training": training}
-    blocks = {"reconstruct": reconstruct, "mirror": mirror}
     budgets = {"keep": keep, "max_drop": max_drop, "metric": metric, "plan": plan}
-    arguments = options_of(model=model, inputs=inputs, **budgets, choice=choice, **steps, **blocks)
+    arguments = options_of(model=model, inputs=inputs, **budgets, choice=choice, blocks=blocks, **steps)
     choice = choice if own is None else dataclasses.replace(choice, methods=None)
     run = Run.at(out_dir, arguments, resume)
     if run.finished:
@@ -107,9 +100,8 @@ def compress(
     network = inputs.network(model)
     sources = inputs.open(choice, validation=VALIDATION if finetune_epochs else float(deciding))
     with progress(as_json) as advance, run.working():
-        config = choice.config(inputs.seed, run.partial, advance)
-        last = Reconstruct(mirror=mirror) if reconstruct else None
-        config = dataclasses.replace(config, refit=refit, batchnorm=batchnorm, reconstruct=last)
+        fits = {"refit": refit, "batchnorm": batchnorm, "reconstruct": gradient}
+        config = dataclasses.replace(choice.config(inputs.seed, run.partial, advance), **fits)  # type: ignore[arg-type]
         same = sources.selection is sources.test and deciding  # what is decided on is no test
         scorer = score_original(network, sources, advance, test=not same, training=training.batch if finetune_epochs else 0)
         with named("--selection" if inputs.selection else "--calibration" if inputs.calibration else "--data"):
