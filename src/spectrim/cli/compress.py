@@ -109,14 +109,9 @@ def compress(
         check_score(network, sources, decider or scorer, deciding=deciding)
         if not as_json:
             print_original(sources, scorer)
+        example = sources.example.to(inputs.device)
         result = run_pipeline(
-            network,
-            sources.example.to(inputs.device),
-            budget=budget,
-            plan=own,
-            calibration=sources.calibration,
-            evaluate=decider,
-            config=config,
+            network, example, budget=budget, plan=own, calibration=sources.calibration, evaluate=decider, config=config
         )
         recipe = training.recipe("adamw", finetune_epochs, inputs.seed, run.partial, advance) if finetune_epochs else None
         trained = None if recipe is None else _fine_tuned(result.model, network, sources, recipe)
