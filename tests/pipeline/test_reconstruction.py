@@ -236,3 +236,43 @@ def test_what_decides_the_result_is_in_the_key(case, found, tmp_path):
         fresh = st.realize(dataclasses.replace(found[0], config=dataclasses.replace(config, cache=None)), found[1])
         assert realized.decisions == fresh.decisions
         torch.testing.assert_close(realized.model.state_dict(), fresh.model.state_dict(), rtol=0, atol=0)
+
+
+class Clips(nn.Module):
+    """Frames of clips of four, mixed over time inside the second block."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.mixed, self.head = nn.Conv2d(3, 12, 3), Mixed(), nn.Linear(12, 5)
+
+    def forward(self, x):
+        return self.head(self.mixed(torch.relu(self.stem(x))).mean((2, 3)))
+
+
+class Mixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(12, 12, 3, padding=1)
+
+    def forward(self, x):
+        clips = torch.relu(self.conv(x)).unflatten(0, (-1, 4))
+        return (clips + clips.roll(1, 1)).flatten(0, 1)
+
+
+def test_frames_of_clips_stay_together():
+    model, x = Clips().eval(), torch.randn(96, 3, 8, 8)
+    config = dataclasses.replace(CONFIG, reconstruct=st.Reconstruct(steps=20, batch=10))
+    result = st.compress(model, x[:4], budget=st.Keep(0.5), calibration=[x], config=config)
+    fitted = {row.layer: row.fitted for row in result.report.rows if row.method != "-"}
+    assert "(block mixed)" in fitted["mixed.conv"] and "not reconstructed" not in fitted["mixed.conv"]
+
+
+def test_another_default_device(case):
+    """As after torch.set_default_device("cuda"), where nothing can be made of what lies on it by mistake."""
+    model, x, _ = case
+    found = []
+    for device in ("meta", "cpu"):
+        with torch.device(device):
+            found.append(st.compress(model, x[:1], budget=st.Keep(0.5), calibration=[x], config=CONFIG).model.state_dict())
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+    assert {value.device for value in found[0].values()} == {torch.device("cpu")}
