@@ -328,6 +328,8 @@ COMPRESS = COMMON | {
     "--max-drop": numbers(["50", "1.5", "0"], wrong=["-1", "100"]),
     "--no-refit": FLAG,
     "--batchnorm": FLAG,
+    "--reconstruct": FLAG,
+    "--mirror": FLAG,
     "--finetune-epochs": whole(["1", "0"], 0),
 }
 TRAIN = COMMON | {

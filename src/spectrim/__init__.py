@@ -27,6 +27,7 @@ from spectrim.pipeline.maxdrop import maxdrop
 from spectrim.pipeline.prepare import Prepared, prepare
 from spectrim.pipeline.realize import Realized, realize
 from spectrim.pipeline.result import Result, load
+from spectrim.refit.reconstruct import Reconstruct
 from spectrim.search import ALDS, VBMF, Energy, Greedy, Interaction, Knapsack, Similarity, Uniform
 from spectrim.search.level import equal_level
 from spectrim.train import Distortion, Recipe, Schedule, fit, loss_along
@@ -75,6 +76,7 @@ __all__ = [
     "Rank",
     "Realized",
     "Recipe",
+    "Reconstruct",
     "Report",
     "Result",
     "Schedule",

@@ -1,3 +1,4 @@
+import functools
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from commands import compressing, training
 from spectrim import cli
 from spectrim.cli.models import make_model
 from spectrim.demo import demo_images, demo_model
+from spectrim.pipeline import reconstruction
 
 
 def test_compress_and_evaluate(files, tmp_path, capsys):
@@ -119,6 +121,8 @@ def test_the_installed_command():
 def test_words_that_would_be_ignored_are_refused(files, tmp_path, capsys):
     assert cli.main(compressing(files, tmp_path / "run", "--keep", "0.5", "--distill", "0.7")) == 2
     assert "need --finetune-epochs" in capsys.readouterr().err
+    assert cli.main(compressing(files, tmp_path / "run", "--keep", "0.5", "--mirror")) == 2
+    assert "needs --reconstruct" in capsys.readouterr().err
     mixed = training(files, tmp_path / "run")
     mixed[mixed.index("--calibration") + 1] = "spectrim.demo:demo_images"
     assert cli.main(mixed) == 2
@@ -277,3 +281,24 @@ def test_faults_before_the_work_begins(files, tmp_path, capsys, change, code, ma
     error = " ".join(capsys.readouterr().err.split())
     assert match in error and "Traceback" not in error
     assert (tmp_path / "run").exists() == (code == 0) and not (tmp_path / "run.partial").exists()
+
+
+def test_gradient_steps_after_the_fits(files, tmp_path, capsys, monkeypatch):
+    """Interrupted in the second block, gone on with, and told."""
+    monkeypatch.setattr("spectrim.cli.options.Reconstruct", functools.partial(spectrim.Reconstruct, steps=3))
+    fit_block, blocks = reconstruction.fit_block, []
+
+    def interrupting(task, block):
+        blocks.append(block.name)
+        if len(blocks) == 2:
+            raise KeyboardInterrupt
+        return fit_block(task, block)
+
+    monkeypatch.setattr(reconstruction, "fit_block", interrupting)
+    command = compressing(files, tmp_path / "run", "--keep", "0.4", "--reconstruct", "--mirror", "--json")
+    assert cli.main(command) == 130
+    assert cli.main([*command, "--resume"]) == 0
+    assert blocks[1] == blocks[2] and len(set(blocks)) == len(blocks) - 1
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["config"]["reconstruct"] == {"rate": 1e-3, "steps": 3, "batch": 64, "mirror": True}
+    assert any(note.startswith("gradient steps were taken, without labels: 3 of Adam") for note in report["notes"])

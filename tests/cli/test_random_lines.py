@@ -37,6 +37,8 @@ def verdict(command, words, scramble):
     if scramble is not None or False in marks or _contradiction(command, given):
         return False
     odd = {"--mean", "--std", "--input"} & set(given) - {"--input"} or any("imagefolder" in str(given.get(n)) for n in DATA)
+    if "--reconstruct" in given:
+        return None  # images may be too few
     if None in marks or ("--max-drop" in given and (odd or "--selection" in given)):
         return None  # scores may be those of guessing
     return True
@@ -90,6 +92,7 @@ def _contradiction(command, given):
         or ("--plan" in names and "--methods" in names and ":" not in given["--methods"])
         or (command == "compress" and ({"--keep", "--max-drop"} <= names or not {"--keep", "--max-drop", "--plan"} & names))
         or (command == "compress" and ((changed and not epochs) or (epochs and "--calibration" not in names)))
+        or ("--mirror" in names and "--reconstruct" not in names)
         or (command == "compress" and "--selection" in names and not epochs and "--max-drop" not in names)
         or (command == "train" and ({"--keep", "--plan"} <= names or "--calibration" not in names))
         or (command == "train" and "--every" not in names and ("--plan" in names or given.get("--keep", "1") != "1"))

@@ -11,6 +11,7 @@ from torch import nn
 from spectrim.cli.methods import named
 from spectrim.cli.options import (
     VALIDATION,
+    BlockOptions,
     Choice,
     Inputs,
     Json,
@@ -44,6 +45,7 @@ def compress(
     choice: Choice = Choice(),
     refit: bool = True,
     batchnorm: bool = False,
+    blocks: BlockOptions = BlockOptions(),
     finetune_epochs: Whole = 0,
     training: TrainingOptions = TrainingOptions(),
     resume: bool = False,
@@ -73,6 +75,8 @@ def compress(
         Fit each layer again to what the compressed prefix gives it.
     batchnorm
         Re-estimate BatchNorm statistics at the end.
+    blocks
+        Whether to take gradient steps after the fits.
     finetune_epochs
         Train the compressed network for so many epochs on the calibration source.
     training
@@ -84,11 +88,11 @@ def compress(
     """
     budget = _budget(keep, max_drop, metric, given=plan is not None)
     own = None if plan is None else choice.own(plan)
-    deciding = isinstance(budget, MaxDrop)
+    deciding, gradient = isinstance(budget, MaxDrop), blocks.options()
     _check_words(finetune_epochs, inputs, training, deciding=deciding)
     steps = {"refit": refit, "batchnorm": batchnorm, "finetune_epochs": finetune_epochs, "training": training}
     budgets = {"keep": keep, "max_drop": max_drop, "metric": metric, "plan": plan}
-    arguments = options_of(model=model, inputs=inputs, **budgets, choice=choice, **steps)
+    arguments = options_of(model=model, inputs=inputs, **budgets, choice=choice, blocks=blocks, **steps)
     choice = choice if own is None else dataclasses.replace(choice, methods=None)
     run = Run.at(out_dir, arguments, resume)
     if run.finished:
@@ -96,7 +100,8 @@ def compress(
     network = inputs.network(model)
     sources = inputs.open(choice, validation=VALIDATION if finetune_epochs else float(deciding))
     with progress(as_json) as advance, run.working():
-        config = dataclasses.replace(choice.config(inputs.seed, run.partial, advance), refit=refit, batchnorm=batchnorm)
+        fits = {"refit": refit, "batchnorm": batchnorm, "reconstruct": gradient}
+        config = dataclasses.replace(choice.config(inputs.seed, run.partial, advance), **fits)  # type: ignore[arg-type]
         same = sources.selection is sources.test and deciding  # what is decided on is no test
         scorer = score_original(network, sources, advance, test=not same, training=training.batch if finetune_epochs else 0)
         with named("--selection" if inputs.selection else "--calibration" if inputs.calibration else "--data"):
@@ -104,14 +109,9 @@ def compress(
         check_score(network, sources, decider or scorer, deciding=deciding)
         if not as_json:
             print_original(sources, scorer)
+        example = sources.example.to(inputs.device)
         result = run_pipeline(
-            network,
-            sources.example.to(inputs.device),
-            budget=budget,
-            plan=own,
-            calibration=sources.calibration,
-            evaluate=decider,
-            config=config,
+            network, example, budget=budget, plan=own, calibration=sources.calibration, evaluate=decider, config=config
         )
         recipe = training.recipe("adamw", finetune_epochs, inputs.seed, run.partial, advance) if finetune_epochs else None
         trained = None if recipe is None else _fine_tuned(result.model, network, sources, recipe)

@@ -25,6 +25,7 @@ from spectrim.network.calling import evaluation_mode, first_line
 from spectrim.pipeline.calibration import judging
 from spectrim.pipeline.checks import check_weights
 from spectrim.pipeline.config import Config
+from spectrim.refit.reconstruct import Reconstruct
 from spectrim.train import Recipe
 
 CHANCE = 1.2  # a score below so many times that of guessing is none
@@ -159,6 +160,31 @@ class Choice:
             cache=cache,
             progress=progress,
         )
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class BlockOptions:
+    """Gradient steps after the fits.
+
+    Attributes:
+        reconstruct: Take gradient steps on the small layers, block after block and without labels; with --max-drop on every
+            network that is tried.
+        mirror: With --reconstruct: on the images' mirror images, too. Not for text and digits.
+    """
+
+    reconstruct: bool = False
+    mirror: bool = False
+
+    def options(self) -> Reconstruct | None:
+        """Return how, or None where none are asked for.
+
+        Raises:
+            ValueError: If there is nothing to mirror images for.
+        """
+        if self.mirror and not self.reconstruct:
+            raise ValueError("--mirror says which images blocks are fitted to: it needs --reconstruct")
+        return Reconstruct(mirror=self.mirror) if self.reconstruct else None
 
 
 @Parameter(name="*")

@@ -89,7 +89,7 @@ def account(
         passes=spent.passes,
         tries=tuple(tries),
         images=count(prepared.calibration),
-        notes=(*prepared.notes, *_notes(prepared)),
+        notes=(*prepared.notes, *_notes(prepared), *realized.notes),
         config=prepared.config.settings(),
         versions=_versions(),
     )

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from spectrim.core.cost import Cost
-from spectrim.network.calling import Example, batch_size, call, count, evaluation_mode, head, tail
+from spectrim.network.calling import Example, batch_size, batched, call, count, evaluation_mode, head, tail
 from spectrim.network.counting import Counted
 from spectrim.network.state import extra_state
 from spectrim.network.survey import Survey
-from spectrim.pipeline.calibration import Images
+from spectrim.pipeline.calibration import ENOUGH, JUDGED, Images
 from spectrim.pipeline.config import Config
 from spectrim.sensitivity.divergence import check, output_harm, that_count
 
@@ -72,6 +72,29 @@ def _few(found: Survey, images: Images) -> list[str]:
             f"{needs[worst[0]]:,} would do"
         )
     return notes
+
+
+def check_reconstruct(images: Images, example: Example, config: Config, together: int) -> None:
+    """Check that there are images to fit blocks to and others to judge them by, and mirror images if these are wanted.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    if config.reconstruct is None:
+        return
+    if not images.unseen:
+        found, least, share = count(images.fitting), JUDGED[1], round(1 / JUDGED[0])
+        given = f"with {found} calibration images none are kept away from the fits" if found else "there are none"
+        raise ValueError(
+            "reconstruct keeps a block's gradient steps only if calibration images that no fit has seen agree, and "
+            f"{given}; give at least {ENOUGH if together <= least else share * together}, or leave reconstruct out"
+        )
+    if config.reconstruct.mirror and not any(tensor.ndim > 3 for tensor in batched(example)):
+        shapes = " and ".join(str(tuple(tensor.shape)) for tensor in batched(example))
+        raise ValueError(
+            f"reconstruct: mirror=True is for images, and the example has shape {shapes}; it must be (batch, channels, height, "
+            "width), or leave mirror out"
+        )
 
 
 def check_outputs(model: nn.Module, images: Images, config: Config, together: int) -> Any:

@@ -11,6 +11,7 @@ from spectrim.core.factorization import Factorization, describe, flaw
 from spectrim.core.progress import Progress
 from spectrim.core.search import Search
 from spectrim.factorize import USUAL as USUAL_METHODS
+from spectrim.refit.reconstruct import Reconstruct
 from spectrim.search import USUAL as USUAL_SEARCH
 from spectrim.sensitivity.divergence import Harm
 
@@ -26,6 +27,7 @@ class Config:
         multiple_of: Only ranks that are multiples of this (8 suits many devices).
         refit: Fit every layer again to the inputs that the compressed prefix gives it.
         batchnorm: Re-estimate BatchNorm statistics on the calibration images at the end.
+        reconstruct: Gradient steps without labels, block after block, at the very end; None takes none.
         gradient: Weigh outputs by the loss gradient; False never goes backward.
         harm: What a change of the outputs costs, `harm(outputs, reference)`: a number, the mean over the batch, zero where both
             are equal, twice differentiable and growing with the square of the difference. None is KL divergence for class
@@ -47,6 +49,7 @@ class Config:
     multiple_of: int = 1
     refit: bool = True
     batchnorm: bool = False
+    reconstruct: Reconstruct | None = None
     gradient: bool = True
     harm: Harm | None = None
     images: int = 1024
@@ -73,6 +76,12 @@ class Config:
             )
         if self.harm is not None and not callable(self.harm):
             raise TypeError(f"harm is {self.harm!r}; it must be a function of (outputs, reference), or None")
+        self._check_options()
+
+    def _check_options(self) -> None:
+        """Check the numbers, and what is a record of its own."""
+        if self.reconstruct is not None and not isinstance(self.reconstruct, Reconstruct):
+            raise TypeError(f"reconstruct is {self.reconstruct!r}; it must be Reconstruct(...), or None for no gradient steps")
         for name in ("multiple_of", "images", "batch", "memory"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a whole number of at least 1")
@@ -83,5 +92,6 @@ class Config:
         values["methods"] = [describe(method) for method in self.methods]
         values["search"] = repr(self.search)
         values["harm"] = None if self.harm is None else getattr(self.harm, "__qualname__", type(self.harm).__name__)
+        values["reconstruct"] = None if self.reconstruct is None else dataclasses.asdict(self.reconstruct)
         values["exclude"] = list(self.exclude)
         return values

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -145,7 +145,7 @@ def inspect(
     harms: dict[str, float] = {}
     unit = ""
     if calibration is not None:
-        prepared = prepare(model, example, calibration=calibration, config=config)
+        prepared = prepare(model, example, calibration=calibration, config=replace(config, reconstruct=None))
         harms, unit = {row.layer.name: _harm_at_half(row) for row in prepared.menu.layers}, prepared.harm_unit
     views = tuple(_view(model, layer, config.methods, harms.get(layer.name, math.inf)) for layer in found.layers)
     inputs = tuple(tuple(tensor.shape[1:]) for tensor in batched(example))

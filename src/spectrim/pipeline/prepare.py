@@ -25,7 +25,7 @@ from spectrim.network.surgery import checked
 from spectrim.network.survey import Survey, survey
 from spectrim.pipeline.cache import Cache, Entry, Ledger, pack, unpack
 from spectrim.pipeline.calibration import collect
-from spectrim.pipeline.checks import check_norms, check_outputs, check_weights, examples_together, notes_of
+from spectrim.pipeline.checks import check_norms, check_outputs, check_reconstruct, check_weights, examples_together, notes_of
 from spectrim.pipeline.config import Config
 from spectrim.pipeline.harms import menus
 from spectrim.pipeline.identity import UnknownIdentityError, fingerprint, identity, method_identity
@@ -84,7 +84,7 @@ class Prepared:
         return _ledger(self.config, self.key, self.example)
 
     @property
-    def refit_settings(self) -> dict[str, int]:
+    def refit_settings(self) -> dict[str, Any]:
         """Settings of the refit."""
         return {"seed": self.config.seed, "memory": self.config.memory, "unit": self.unit}
 
@@ -125,6 +125,7 @@ def prepare(
     further = 0 if plan is not None else min(config.search.images, _held(example))
     found = _allowed(survey(model, example), config)
     images = collect(calibration, example, config.images, _batch(found, config), further=further, unit=together)
+    check_reconstruct(images, example, config, together)
     given = None if plan is None else checked(plan, found)
     harm = config.harm or output_harm
     outputs = check_outputs(model, images, config, together) if images.fitting else None

@@ -19,6 +19,7 @@ from spectrim.network.surgery import module_of, replace_module, skeleton
 from spectrim.pipeline.cache import Entry, Ledger
 from spectrim.pipeline.identity import method_identity
 from spectrim.pipeline.prepare import Prepared
+from spectrim.pipeline.reconstruction import reconstruct
 from spectrim.refit.batchnorm import reestimate_batchnorm
 from spectrim.refit.regression import refit
 
@@ -33,11 +34,13 @@ class Realized:
         model: The network, a copy of the original's with small layers in place of those that the plan names.
         decisions: Layer name to how it was fitted.
         spent: What it took.
+        notes: What a reader of the report must know.
     """
 
     model: nn.Module
     decisions: Mapping[str, str]
     spent: Spent
+    notes: tuple[str, ...] = ()
 
 
 @undisturbed()
@@ -83,7 +86,10 @@ def realize(prepared: Prepared, plan: Plan) -> Realized:
             small = skeleton(plan, prepared.model)
             make_writable(small)
             small.load_state_dict({**small.state_dict(), **piece.entry.tensors})  # extra state is the original's
-    return Realized(settled(small), dict(piece.entry.numbers["decisions"]), ledger.spent)
+    found = reconstruct(prepared, plan, small, ledger, name)
+    decisions = dict(piece.entry.numbers["decisions"])
+    decisions |= {layer: f"{decisions[layer]}; {said}" for layer, said in found.decisions.items()}
+    return Realized(settled(small), decisions, ledger.spent, found.notes)
 
 
 def _batchnorm(prepared: Prepared, small: nn.Module, ledger: Ledger) -> nn.Module:

@@ -8,7 +8,7 @@ lowered input is too large are regressed on their own dense response instead (T 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -62,7 +62,8 @@ def refit(  # noqa: PLR0913
     seed: int = 0,
     memory: int = MEMORY,
     unit: int = 1,
-) -> Iterator[RefittedLayer]:
+    given: Mapping[str, nn.Module] | None = None,
+) -> Generator[RefittedLayer, None, None]:
     """Yield the planned layers, each fitted to inputs as the layers yielded before make them.
 
     It costs about two forward passes over the images used. Layers that one forward calls more than once are fitted to
@@ -76,24 +77,28 @@ def refit(  # noqa: PLR0913
         seed: Of sampled positions.
         memory: Bytes that the live activations may take.
         unit: Batches are cut to multiples of this only, for networks whose examples belong together, such as frames of clips.
+        given: Planned layers that are fitted already, and what stands in their place: they are not fitted and not yielded.
 
     Raises:
         RuntimeError: If the forward takes another path for other inputs.
     """
-    if not plan:
+    given = given or {}
+    if not plan.keys() - given.keys():
         return
     original = duplicate(model).eval()
     found = trace(original, list(plan), head(batches[0], max(2, unit)))
+    found = replace(found, additions={i: each for i, each in found.additions.items() if each.layer not in given})
     batches = _fitting(batches, found.bytes_per_example, memory, unit)
     images = count(batches)
     sampler = Sampler(seed, images)
     modules = {name: module_of(model, option) for name, option in plan.items()}
-    alone = [name for name in plan if name in found.once and not moments[name].pooled]
-    fixed = {name: factorized(plan[name], modules[name], moments[name]) for name in plan if name not in alone}
+    names = [name for name in plan if name not in given]
+    alone = [name for name in names if name in found.once and not moments[name].pooled]
+    fixed = {name: factorized(plan[name], modules[name], moments[name]) for name in names if name not in alone}
     for name, new in fixed.items():
         reason = POOLED if moments[name].pooled else TWICE
         yield RefittedLayer(name, new, own_target(plan[name].layer, modules[name], moments[name]), 0, reason)
-    stream = TwinStream(original, found, dict(fixed))
+    stream = TwinStream(original, found, {**fixed, **given})
     for arrived in stream.arrivals(alone, batches):
         name = arrived[0].name
         option, module = plan[name], modules[name]

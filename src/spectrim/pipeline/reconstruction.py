@@ -1,0 +1,152 @@
+"""Block-wise reconstruction as a step: which blocks are taken, what is kept of them, and what the report says of it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from spectrim.core.plan import Plan
+from spectrim.network.calling import batch_size, count, cuda_devices
+from spectrim.pipeline.cache import Entry, Ledger
+from spectrim.pipeline.prepare import Prepared
+from spectrim.refit.blocks import Block, find_blocks
+from spectrim.refit.reconstruct import Task, fit_block
+from spectrim.refit.regression import refit
+from spectrim.sensitivity.measured import batch_harms
+
+BACK = "reconstruction kept back: unseen images disagreed"
+
+
+@dataclass(frozen=True)
+class Reconstructed:
+    """What was done to the blocks of a network.
+
+    Attributes:
+        decisions: Layer name to what became of it.
+        notes: What a reader of the report must know.
+    """
+
+    decisions: Mapping[str, str]
+    notes: tuple[str, ...]
+
+
+def reconstruct(prepared: Prepared, plan: Plan, small: nn.Module, ledger: Ledger, name: str) -> Reconstructed:
+    """Refit the layers of each block to the blocks before it, and take gradient steps on them, in order of execution.
+
+    A block's steps stay if its error falls on unseen images, too; all of it stays if in the end the network's harm on these is
+    lower. That harm cannot judge one block: the layers behind it are fitted to what it gave before, until their turn comes.
+
+    Args:
+        prepared: The original network and its images.
+        plan: Of the compressed network.
+        small: The compressed network, of which the parameters of small layers change.
+        ledger: Takes the time, and keeps every finished block.
+        name: Of the network's pieces in the cache.
+    """
+    options, config = prepared.config.reconstruct, prepared.config
+    if options is None or not plan:
+        return Reconstructed({}, ())
+    images = (prepared.calibration, prepared.unseen)
+    task = Task(prepared.model, small, *images, options, config.memory, config.seed, prepared.unit)
+    before, said, kept = parameters(small, list(plan)), dict[Block, str](), list[Block]()
+    with ledger.stage("reconstruct"), torch.random.fork_rng(cuda_devices(prepared.example)):
+        torch.manual_seed(config.seed)
+        blocks = find_blocks(small, list(plan), prepared.calibration[0], prepared.unit)
+        for done, block in enumerate(blocks.found, 1):
+            with ledger.piece(f"{name} block {block.name}") as piece:
+                if piece.entry is None:
+                    again = _refitted(prepared, plan, small, block) if kept and config.refit else {}
+                    put(small, again)
+                    piece.entry = _block(task, block, again)
+                    ledger.passed(**_passes(task, piece.entry.numbers["images"], done / len(blocks.found), len(blocks.found)))
+            put(small, piece.entry.tensors)
+            said[block] = piece.entry.numbers["said"]
+            kept += [block] if piece.entry.numbers["kept"] else []
+            ledger.tick("reconstruct", done / (len(blocks.found) + 1))
+        harms = _judged(prepared, small, before, ledger, name)
+    what = f"gradient steps were taken, without labels: {options.steps} of Adam on each of {len(blocks.found)} blocks"
+    if harms[1] < harms[0]:
+        note = f"{what}; {len(kept)} were kept, and the harm on unseen images fell from {harms[0]:.3g} to {harms[1]:.3g}"
+    else:
+        put(small, before)
+        said |= dict.fromkeys(kept, BACK)
+        note = f"{what}, and taken back: the harm on unseen images did not fall"
+    decisions = {layer: f"{text} (block {block.name})" for block, text in said.items() for layer in block.layers}
+    return Reconstructed(decisions | {layer: f"not reconstructed: {why}" for layer, why in blocks.left.items()}, (note,))
+
+
+def _refitted(prepared: Prepared, plan: Plan, small: nn.Module, block: Block) -> dict[str, Tensor]:
+    """Return the parameters of a block's layers, fitted again to what the blocks before it give them by now."""
+    assert prepared.moments is not None
+    given = {name: small.get_submodule(name) for name in plan if name not in block.layers}
+    settings, found = prepared.refit_settings, dict[str, nn.Module]()
+    with contextlib.closing(
+        refit(prepared.model, plan, prepared.calibration, prepared.moments, given=given, **settings)
+    ) as layers:
+        for layer in layers:
+            found[layer.name] = layer.module
+            if len(found) == len(block.layers):
+                break
+    return {f"{name}.{key}": value for name, module in found.items() for key, value in module.state_dict().items()}
+
+
+def _block(task: Task, block: Block, again: Mapping[str, Tensor]) -> Entry:
+    """Return a block's parameters after its gradient steps if unseen images agree, and what is said of it."""
+    fitted = fit_block(task, block)
+    kept = not fitted.reason and all(after < before for before, after in zip(fitted.before, fitted.after, strict=True))
+    said = f"reconstructed on {fitted.images:,} images{' and their mirror images' * task.options.mirror}"
+    said = f"not reconstructed: {fitted.reason}" if fitted.reason else said if kept else BACK
+    return Entry({**again, **(fitted.tensors if kept else {})}, {"said": said, "kept": kept, "images": fitted.images})
+
+
+def _judged(
+    prepared: Prepared, small: nn.Module, before: Mapping[str, Tensor], ledger: Ledger, name: str
+) -> tuple[float, float]:
+    """Return the harm on the unseen images before and after the reconstruction."""
+    with ledger.piece(f"{name} judged") as piece:
+        if piece.entry is None:
+            sizes, harms, after = [batch_size(batch) for batch in prepared.unseen], [], parameters(small, before)
+            for tensors in (before, after):
+                put(small, tensors)
+                values = batch_harms(prepared.model, small, prepared.unseen, prepared.harm)
+                harms.append(sum(size * value for size, value in zip(sizes, values, strict=True)) / sum(sizes))
+            ledger.passed(forward=4 * count(prepared.unseen) / count(prepared.calibration))
+            piece.entry = Entry({}, {"harms": harms})
+    old, new = piece.entry.numbers["harms"]
+    return old, new
+
+
+def parameters(small: nn.Module, names: Sequence[str] | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return copies of the parameters of some modules, or of parameters, by their names."""
+    if isinstance(names, Mapping):
+        return {name: small.get_parameter(name).detach().clone() for name in names}
+    return {
+        f"{name}.{key}": value.detach().clone() for name in names for key, value in small.get_submodule(name).named_parameters()
+    }
+
+
+def put(small: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give parameters of these names other values."""
+    with torch.no_grad():
+        for name, value in tensors.items():
+            small.get_parameter(name).copy_(value)
+
+
+def _passes(task: Task, images: int, share: float, blocks: int) -> dict[str, float]:
+    """Return the passes that a block took over the calibration images, if all blocks are the same part of the network.
+
+    Args:
+        task: How.
+        images: How many it was fitted to.
+        share: Of the network up to its end.
+        blocks: How many there are.
+    """
+    every, options = count(task.batches), task.options
+    seen = (1 + options.mirror) * images + min(images, count(task.unseen))
+    steps = options.steps * min(options.batch, images) / every / blocks
+    captured = (2 * share - 1 / blocks + 2 / blocks) * seen / every
+    return {"forward": 2 * share + captured + steps, "backward": steps}
