@@ -86,7 +86,7 @@ class Prepared:
     @property
     def refit_settings(self) -> dict[str, Any]:
         """Settings of the refit."""
-        return {"seed": self.config.seed, "memory": self.config.memory, "unit": self.unit}
+        return {"unseen": self.unseen, "seed": self.config.seed, "memory": self.config.memory, "unit": self.unit}
 
 
 @undisturbed()

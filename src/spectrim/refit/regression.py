@@ -1,37 +1,45 @@
 """Asymmetric refit: each layer fitted, in execution order, to the original's outputs given what the compressed prefix gives it.
 
 After Zhang et al. 2016, section 3.3, with reduced-rank regression. With C the covariance of the compressed stream's lowered
-input and K its cross-covariance with the targets, the regression W* = (K + d W)(C + d I)^-1 with a small ridge d towards
-W is the dense kernel that pays back the drift; the method then factorizes W* in the norm of (C + d I, G). Layers whose
-lowered input is too large are regressed on their own dense response instead (T x T).
+input and K its cross-covariance with the targets, the regression W* = W + (K - W C)(C + d I)^-1 with a ridge d towards W is the
+dense kernel that pays back the drift; the method then factorizes W* in the norm of (C, G). Layers whose lowered input is too
+large are regressed on their own dense response instead (T x T).
+
+The ridge is the one that does best on images that no fit sees, which go through the stream beside the others. "No regression at
+all" is among the choices, and so is the fit to the original network's own inputs: a refit that hurts there is not made.
 """
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from spectrim.core.factorization import Moments
 from spectrim.core.layer import Layer
-from spectrim.core.plan import Plan
+from spectrim.core.plan import Option, Plan
 from spectrim.factorize.algebra import eye_like, ridge
 from spectrim.network.build import Target, factorized, original_bias, own_target, replacement, working_weight
 from spectrim.network.calling import Example, batch_size, count, head
 from spectrim.network.copying import duplicate
 from spectrim.network.surgery import module_of
 from spectrim.refit.stream import Arrival, TwinStream
-from spectrim.refit.trace import trace
+from spectrim.refit.trace import Trace, trace
 from spectrim.sensitivity.covariance import Covariance
 from spectrim.sensitivity.moments import Sampler, grouped, lowered, spatial_shape
 
-RIDGE = 0.01  # towards the original kernel, relative to the mean diagonal of C
-MEMORY = 4 << 30  # bytes of live activations that the twin stream may hold
+RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # towards the original kernel, relative to the mean diagonal of C
+RIDGE = 0.1  # where there are no images to choose one by
+MEMORY = 4 << 30  # bytes; half of them are for activations that wait, the rest for one chunk's own and what is lost between
+STREAMS = 2  # the original network's activations and the compressed one's
 TWICE = "one forward calls it more than once"
 POOLED = "it has too many groups for a covariance of each one's inputs"
-LIVE = 6  # live activations of one forward, in units of its largest one (a residual block holds about as many)
+HURTS = "unseen images did better without a refit"
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,7 @@ def refit(  # noqa: PLR0913
     batches: Sequence[Example],
     moments: Mapping[str, Moments],
     *,
+    unseen: Sequence[Example] = (),
     seed: int = 0,
     memory: int = MEMORY,
     unit: int = 1,
@@ -72,8 +81,9 @@ def refit(  # noqa: PLR0913
     Args:
         model: The original network; it is not changed.
         plan: What to do.
-        batches: Calibration inputs; as many of them are used as `memory` has room for.
+        batches: Calibration inputs; at each layer as many of them are used as `memory` has room for there.
         moments: Layer name to moments.
+        unseen: Other inputs, by which ridges are chosen.
         seed: Of sampled positions.
         memory: Bytes that the live activations may take.
         unit: Batches are cut to multiples of this only, for networks whose examples belong together, such as frames of clips.
@@ -88,60 +98,134 @@ def refit(  # noqa: PLR0913
     original = duplicate(model).eval()
     found = trace(original, list(plan), head(batches[0], max(2, unit)))
     found = replace(found, additions={i: each for i, each in found.additions.items() if each.layer not in given})
-    batches = _fitting(batches, found.bytes_per_example, memory, unit)
-    images = count(batches)
-    sampler = Sampler(seed, images)
+    sampler = Sampler(seed, count(batches))
     modules = {name: module_of(model, option) for name, option in plan.items()}
     names = [name for name in plan if name not in given]
-    alone = [name for name in names if name in found.once and not moments[name].pooled]
+    alone = [name for name in found.once if name in names and not moments[name].pooled]
     fixed = {name: factorized(plan[name], modules[name], moments[name]) for name in names if name not in alone}
     for name, new in fixed.items():
         reason = POOLED if moments[name].pooled else TWICE
         yield RefittedLayer(name, new, own_target(plan[name].layer, modules[name], moments[name]), 0, reason)
     stream = TwinStream(original, found, {**fixed, **given})
-    for arrived in stream.arrivals(alone, batches):
+    chunks, judges = _mixed(batches, unseen, unit)
+    for arrived in stream.arrivals(_rooms(found, alone, chunks, memory), chunks):
         name = arrived[0].name
         option, module = plan[name], modules[name]
-        assert option.method is not None
         with torch.no_grad():
-            target = regressed(option.layer, module, moments[name], sampler, arrived)
-            factors = option.method.factors(target.kernel, option.rank, target.moments)
-            new = replacement(option, module, target, factors)
-        stream.modules[name] = new
-        yield RefittedLayer(name, new, target, images)
+            sums, judged = (
+                gathered(option.layer, moments[name], sampler, [each for each in arrived if (each.chunk in judges) == judging])
+                for judging in (False, True)
+            )
+            weight = working_weight(option.layer, module)
+            layer = best_fit(option, module, Regression(weight, original_bias(module), moments[name], sums, judged))
+        stream.modules[name] = layer.module
+        images = sum(len(arrival.x) for arrival in arrived if arrival.chunk not in judges)
+        yield layer if layer.reason else replace(layer, images=images)
 
 
-def regressed(layer: Layer, module: nn.Module, moments: Moments, sampler: Sampler, arrived: Sequence[Arrival]) -> Target:
-    """Return the dense kernel W* that pays back the drift, in which norm it is to be factorized, and its mean answer.
+def gathered(layer: Layer, moments: Moments, sampler: Sampler, arrived: Sequence[Arrival]) -> Covariance:
+    """Return the covariance of the input (or the dense response) at drawn positions, and of the target with it.
 
     Args:
         layer: The layer.
-        module: The original layer.
-        moments: Gives G, and says in which space to regress.
+        moments: Says in which space to regress.
         sampler: Draws positions.
         arrived: What every chunk brings.
     """
-    in_inputs = moments.covariance is not None
-    sums = Covariance()  # of the input (or the dense response), and of the target with it
+    sums = Covariance()
     for chunk in arrived:
         index = sampler.draw(layer, len(chunk.target), spatial_shape(layer, chunk.target))
-        seen = lowered(layer, chunk.x, index) if in_inputs else grouped(layer, chunk.response, index)
-        sums.add(seen.float(), grouped(layer, chunk.target, index).float())
-    weight, bias = working_weight(layer, module), original_bias(module)
-    c, k = sums.covariance.to(weight), sums.cross.to(weight)
-    mean, wanted = sums.mean.to(weight), sums.other_mean.to(weight)
-    flat, eye = weight.flatten(2), eye_like(c.shape[1], weight)
-    damped = c + ridge(c, RIDGE) * eye
-    start = flat if in_inputs else eye.expand_as(c)
-    best = start + _solved(damped, (k - start @ c).mT).mT  # W*, or the map from the dense response
-    response = best @ damped @ best.mT
-    norm = replace(moments, response=(response + response.mT) / 2, response_mean=wanted, gradient=moments.gradient.to(weight))
-    if in_inputs:
-        norm, kernel = replace(norm, covariance=damped, mean=mean), best
-    else:
-        kernel = best @ flat
-        mean = mean if bias is None else mean - bias.to(mean).reshape(mean.shape)
-    return Target(kernel.reshape(weight.shape), norm, (best @ mean[..., None])[..., 0])
+        seen = lowered(layer, chunk.x, index) if moments.covariance is not None else grouped(layer, chunk.response, index)
+        sums.add(seen.float(), grouped(layer, chunk.target, index).float(), blocks=sampler.blocks(len(chunk.x)))
+    return sums
+
+
+@dataclass(frozen=True, eq=False)
+class Regression:
+    """What a layer is regressed from, in its inputs (n) or, where these are too many, in the dense layer's answers (T).
+
+    Attributes:
+        weight: The original kernel, canonical, in double precision.
+        bias: The original bias.
+        moments: Gives G, and says in which space to regress.
+        sums: From `gathered`, of the fitting images.
+        judged: Of the judging images.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    moments: Moments
+    sums: Covariance
+    judged: Covariance
+
+    @property
+    def in_inputs(self) -> bool:
+        """Whether the regression is in the inputs."""
+        return self.moments.covariance is not None
+
+    @cached_property
+    def start(self) -> Tensor:
+        """The original kernel (g, T, n), or the identity (g, T, T)."""
+        flat = self.weight.flatten(2)
+        return flat if self.in_inputs else eye_like(flat.shape[1], flat).expand(len(flat), -1, -1)
+
+    def maps(self, shares: Sequence[float]) -> list[Tensor]:
+        """Return W* (g, T, n), or its map of the dense response (g, T, T), for ridges relative to the mean diagonal of C."""
+        c, k = self.sums.covariance.to(self.weight), self.sums.cross.to(self.weight)
+        drift, eye = (k - self.start @ c).mT, eye_like(c.shape[1], c)
+        return [self.start + _solved(c + ridge(c, share) * eye, drift).mT for share in shares]
+
+    def misfit(self, found: Tensor) -> float:
+        """Return the error of a map M on the judging images, with the bias that the fitting images give it, up to a constant.
+
+        1/2 tr G (M C M^T - 2 K M^T + e e^T), with C and K of the judging images and e the error of their mean answer.
+        """
+        gradient, sums, judged = self.moments.gradient.to(self.weight), self.sums, self.judged
+        c, k = judged.covariance.to(found), judged.cross.to(found)
+        moved = (found @ (judged.mean - sums.mean).to(found)[..., None])[..., 0]
+        off = (judged.other_mean - sums.other_mean).to(found) - moved
+        square = torch.einsum("gtu,gtn,gun->", gradient, found @ c - 2 * k, found)
+        return 0.5 * float(square + torch.einsum("gtu,gt,gu->", gradient, off, off))
+
+    def map_of(self, kernel: Tensor) -> Tensor:
+        """Return the map that a kernel, whose rows lie in those of the original, is."""
+        if self.in_inputs:
+            return kernel.flatten(2)
+        flat = self.weight.flatten(2)
+        gram = flat @ flat.mT
+        return _solved(gram + ridge(gram, 1e-10) * eye_like(gram.shape[1], gram), flat @ kernel.flatten(2).mT).mT
+
+    def target(self, found: Tensor) -> Target:
+        """Return what a layer is to be factorized to: the kernel of a map, in which norm, and its mean answer."""
+        norm, mean = self.sums.shrunk.to(found), self.sums.mean.to(found)
+        response, gradient = found @ norm @ found.mT, self.moments.gradient.to(found)
+        moments = replace(self.moments, response=(response + response.mT) / 2, gradient=gradient)
+        moments = replace(moments, response_mean=self.sums.other_mean.to(found))
+        if self.in_inputs:
+            moments, kernel = replace(moments, covariance=norm, mean=mean), found
+        else:
+            kernel = found @ self.weight.flatten(2)
+            mean = mean if self.bias is None else mean - self.bias.to(mean).reshape(mean.shape)
+        return Target(kernel.reshape(self.weight.shape), moments, (found @ mean[..., None])[..., 0])
+
+
+def best_fit(option: Option, module: nn.Module, regression: Regression) -> RefittedLayer:
+    """Return the fit that does best on the judging images: by regression at the best ridge, or to the original's own inputs."""
+    assert option.method is not None
+    method, name = option.method, option.layer.name
+    if not regression.judged.count:
+        target = regression.target(regression.maps([RIDGE])[0])
+        factors = method.factors(target.kernel, option.rank, target.moments)
+        return RefittedLayer(name, replacement(option, module, target, factors), target, 0)
+    maps = [regression.start, *regression.maps(RIDGES)]
+    best = regression.target(min(maps, key=regression.misfit))
+    own, found = own_target(option.layer, module, regression.moments), []
+    for target in (best, own):
+        factors = method.factors(target.kernel, option.rank, target.moments)
+        error = regression.misfit(regression.map_of(method.merge(factors)))
+        found.append((error, replacement(option, module, target, factors)))
+    (refitted, new), (plain, old) = found
+    return RefittedLayer(name, new, best, 0) if refitted <= plain else RefittedLayer(name, old, own, 0, HURTS)
 
 
 def _solved(matrix: Tensor, right: Tensor) -> Tensor:
@@ -151,14 +235,24 @@ def _solved(matrix: Tensor, right: Tensor) -> Tensor:
     return solution
 
 
-def _fitting(batches: Sequence[Example], bytes_per_example: int, memory: int, unit: int) -> list[Example]:
-    """Return as many batches as the twin stream can hold at once, at least `unit` examples."""
-    room = max(unit, memory // max(1, 2 * LIVE * bytes_per_example) // unit * unit)
-    chosen: list[Example] = []
-    for batch in batches:
-        size = batch_size(batch)
-        if room < unit:
-            break
-        chosen.append(batch if size <= room else head(batch, room))
-        room -= size
-    return chosen
+def _mixed(batches: Sequence[Example], unseen: Sequence[Example], unit: int) -> tuple[list[Example], set[int]]:
+    """Return fitting and judging batches evenly mixed, a fitting one first, and the numbers of the judging ones."""
+    chunks: list[Example] = []
+    judges: set[int] = set()
+    for number, batch in enumerate(batches, 1):
+        chunks.append(batch)
+        while len(judges) < len(unseen) * number // len(batches):
+            chunks.append(unseen[len(judges)])
+            judges.add(len(chunks) - 1)
+    return chunks, judges
+
+
+def _rooms(found: Trace, sites: Sequence[str], chunks: Sequence[Example], memory: int) -> dict[str, int]:
+    """Return at each site how many chunks may wait there, in two streams: never fewer than before."""
+    sizes = list(itertools.accumulate(batch_size(chunk) for chunk in chunks))
+    rooms, room = {}, len(chunks)
+    for name in reversed(sites):  # what waits here waits behind, too
+        images = memory // max(1, 2 * STREAMS * found.waiting[name])
+        room = min(room, max(1, bisect.bisect_right(sizes, images)))
+        rooms[name] = room
+    return dict(reversed(rooms.items()))

@@ -100,9 +100,10 @@ class TwinStream:
     def _forward(self, chunk: int, batch: Example) -> None:
         self.local.chunk, self.local.pending = chunk, {}
         self.local.mode = _Interceptor(self)
-        twice = doubled(batch)
-        with torch.no_grad(), uncached(), self.local.mode:
-            call(self.model, twice)
+        with torch.no_grad(), uncached():
+            inputs = [doubled(batch)]
+            with self.local.mode:
+                call(self.model, inputs.pop())  # nobody else holds them while the chunk waits
 
     def _hook(self, name: str) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
         def replace(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
@@ -131,7 +132,6 @@ class TwinStream:
         self._wait(addition.layer, x, output[:half] + owed, output[half:])
         fitted = scale * answer(self.modules[addition.layer], x).to(output.dtype) + shift
         args[addition.operand] = torch.cat([branch[:half], fitted])
-
 
     def _wait(self, name: str, x: Tensor, target: Tensor, response: Tensor) -> None:
         """Wait until the layer is fitted, if it is not yet."""

@@ -156,7 +156,7 @@ def trace(model: nn.Module, names: Sequence[str], batch: Example) -> Trace:
                 additions[index] = order, Addition(chain.layer, operand, chain.scale, chain.shift)
     once = tuple(name for name in calls if counts[name] == 1)
     found = {index: addition for index, (_, addition) in additions.items()}
-    del tracer
+    tracer.alive.clear()
     return Trace(once, found, _waiting(model, once, found, batch))
 
 
@@ -186,9 +186,7 @@ class _Living(TorchDispatchMode):
         return result
 
 
-def _waiting(
-    model: nn.Module, names: Sequence[str], additions: Mapping[int, Addition], batch: Example
-) -> dict[str, int]:
+def _waiting(model: nn.Module, names: Sequence[str], additions: Mapping[int, Addition], batch: Example) -> dict[str, int]:
     """Return the bytes of one example that are alive at each layer, or at the addition where it is fitted."""
     living = _Living({index: addition.layer for index, addition in additions.items()})
     handles = [
