@@ -33,7 +33,7 @@ from spectrim.sensitivity.divergence import Harm, curvature_root, detached, floa
 
 POSITIONS = 65536  # sampled positions per layer at most
 ENOUGH = (8192, 256)  # sampled positions that do: at least so many, and so many times n
-EACH = 64  # and per image: positions of one image are alike
+EACH = 64  # and per image, where that is enough: positions of one image are alike
 LARGEST = 4608  # largest lowered input (512 channels, 3 x 3) whose covariance is kept
 MEMORY = 4 << 30  # bytes; an eighth of it is the bound on one layer's covariances
 LEAST = 1e-9  # share of the mean diagonal that is in every G
@@ -60,8 +60,9 @@ class Sampler:
     def draw(self, layer: Layer, batch: int, shape: Sequence[int]) -> tuple[Tensor, ...]:
         """Return index tensors (M,), of the example and of each spatial axis, for an output of spatial `shape`."""
         total = batch * math.prod(shape)
-        most = min(POSITIONS, max(ENOUGH[0], ENOUGH[1] * layer.matrix[1]))
-        wanted = math.ceil(batch * min(EACH, most / self.examples) / layer.calls)
+        least, each = ENOUGH
+        most = min(POSITIONS, max(least, each * layer.matrix[1]))
+        wanted = math.ceil(batch * min(most, max(least, EACH * self.examples)) / self.examples / layer.calls)
         if wanted >= total:
             flat = torch.arange(total, device="cpu")
         else:  # in the order of the examples
