@@ -13,7 +13,7 @@ from torch import nn
 
 from spectrim.core.factorization import Moments, by_groups
 from spectrim.core.layer import Layer
-from spectrim.core.menu import CLOSED, LayerMenu
+from spectrim.core.menu import CAUTIOUS, CLOSED, RESPONSE, LayerMenu
 from spectrim.network.build import working_weight
 from spectrim.network.calling import Example, count
 from spectrim.pipeline.cache import Entry, Ledger
@@ -48,12 +48,11 @@ def menus(
     if moments is not None and unseen and config.gradient:
         with ledger.stage("unseen images"):
             harms, plain = _put_right(ledger, model, offered, closed, moments, unseen, config)
-    bias, rows = moments is not None, []
-    for (layer, offers), own, other in zip(offered.items(), harms, plain, strict=True):
-        multiple_of = config.multiple_of
-        row = layer_menu(layer, offers, own, bias=bias, multiple_of=multiple_of)
-        column = layer_menu(layer, offers, other, bias=bias, multiple_of=multiple_of).scores
-        rows.append(replace(row, scores={**row.scores, CLOSED: next(iter(column.values()))}))
+    rows = []
+    for (layer, offers), *columns in zip(offered.items(), harms, plain, closed, strict=True):
+        found = [layer_menu(layer, offers, own, bias=moments is not None, multiple_of=config.multiple_of) for own in columns]
+        scores = {name: each.scores[RESPONSE] for name, each in zip((RESPONSE, CAUTIOUS, CLOSED), found, strict=True)}
+        rows.append(replace(found[0], scores=scores))
     return rows
 
 

@@ -26,8 +26,8 @@ class Knapsack(Search):
     most `STATES` partial plans survive; of more, those of least bound are followed.
 
     Args:
-        score: `response`: predicted loss in nats. `closed`: the same by moments alone, but for layers where unseen images find
-            that far off. `whitened`: each layer's dropped share of its own output energy, as in BALF.
+        score: `response`: predicted loss in nats. `closed`: the same by moments alone; `cautious`: put right in layers only
+            that stand out. `whitened`: each layer's dropped share of its own output energy, as in BALF.
 
     Raises:
         ValueError: If the score is another.
@@ -43,8 +43,8 @@ class Knapsack(Search):
 
     def __post_init__(self) -> None:
         """Check the score."""
-        if self.score not in ("response", "closed", "whitened"):
-            raise ValueError(f"Knapsack was given score={self.score!r}; allowed are 'response', 'closed' and 'whitened'")
+        if self.score not in ("response", "closed", "cautious", "whitened"):
+            raise ValueError(f"Knapsack was given score={self.score!r}; allowed are 'response', 'closed', 'cautious' and 'whitened'")
 
     def select(self, menu: Menu, budget: Keep, probe: Probe | None = None) -> list[int]:
         """Return the choice of least total harm."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from spectrim.core.cost import Keep
-from spectrim.core.menu import CLOSED, RESPONSE, Menu
+from spectrim.core.menu import CAUTIOUS, RESPONSE, Menu
 from spectrim.core.search import Probe, Search
 from spectrim.search.knapsack import Knapsack
 
@@ -41,7 +41,7 @@ class Portfolio(Search):
     def select(self, menu: Menu, budget: Keep, probe: Probe | None = None) -> Sequence[int]:
         """Return the choice that does least harm, measured."""
         choices = dict[tuple[int, ...], float]()
-        for score in (RESPONSE, CLOSED):
+        for score in (RESPONSE, CAUTIOUS):
             if score != RESPONSE and (probe is None or any(score not in row.scores for row in menu.layers)):
                 continue
             chosen = tuple(Knapsack(score=score).select(menu, budget))
@@ -49,4 +49,5 @@ class Portfolio(Search):
         likely = [chosen for chosen, harm in choices.items() if harm <= self.limit * min(choices.values())]
         if probe is None or len(likely) == 1:
             return list(likely[0])
-        return list(min(likely, key=lambda chosen: probe.harm(chosen)))
+        harms = [probe.harm(chosen) for chosen in likely]
+        return list(likely[harms.index(min(harms))])
