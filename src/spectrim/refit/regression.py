@@ -34,6 +34,7 @@ from spectrim.sensitivity.covariance import Covariance
 from spectrim.sensitivity.moments import Sampler, grouped, lowered, spatial_shape
 
 RIDGES = (0.01, 0.05, 0.2, 1.0)  # towards the original kernel, relative to the mean diagonal of C
+NOISE = 0.05  # of what the best ridge gains: a smaller ridge that gains as much but for this is taken
 RIDGE = 0.1  # where there are no images to choose one by
 MEMORY = 4 << 30  # bytes; half of them are for activations that wait, the rest for one chunk's own and what is lost between
 STREAMS = 2  # the original network's activations and the compressed one's
@@ -218,8 +219,10 @@ def best_fit(option: Option, module: nn.Module, regression: Regression) -> Refit
         target = regression.target(regression.maps([RIDGE])[0])
         factors = method.factors(target.kernel, option.rank, target.moments)
         return RefittedLayer(name, replacement(option, module, target, factors), target, 0)
-    maps = [regression.start, *regression.maps(RIDGES)]
-    best = regression.target(min(maps, key=regression.misfit))
+    maps = [*regression.maps(RIDGES), regression.start]
+    errors = [regression.misfit(each) for each in maps]
+    enough = min(errors) + NOISE * (errors[-1] - min(errors))
+    best = regression.target(next(each for each, error in zip(maps, errors, strict=True) if error <= enough))
     own, found = own_target(option.layer, module, regression.moments), []
     for target in (best, own):
         factors = method.factors(target.kernel, option.rank, target.moments)
