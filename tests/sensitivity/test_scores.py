@@ -125,5 +125,5 @@ def test_scores_that_nothing_computes_are_named(prepared):
 def test_the_menu_gets_the_column_once(prepared):
     config = st.Config(methods=(st.ChannelSVD(),), search=st.Energy())
     energetic = scored(st.prepare(prepared.model, prepared.example, config=config), "macs")
-    assert {"response", "energy"} == set(energetic.menu.layers[0].scores) and scored(energetic, "macs") is energetic
+    assert {"response", "closed", "energy"} == set(energetic.menu.layers[0].scores) and scored(energetic, "macs") is energetic
     assert scored(prepared, "macs") is prepared  # the predicted harm is always there
