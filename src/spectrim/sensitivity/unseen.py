@@ -141,15 +141,20 @@ class Sketched:
     @property
     def factors(self) -> np.ndarray:
         """Logarithm of what the closed form is to be multiplied by, (K,)."""
-        found: np.ndarray = np.log(np.maximum(self.harms.mean(0), 1e-300) / self.closed)
+        found: np.ndarray = np.log(self.harms.mean(0) / self.closed)
         return found
 
     @property
     def errors(self) -> np.ndarray:
         """Standard error of `factors`, (K,)."""
-        mean, count = np.maximum(self.harms.mean(0), 1e-300), len(self.harms)
-        found: np.ndarray = self.harms.std(0, ddof=1) / mean / math.sqrt(count)
+        found: np.ndarray = self.harms.std(0, ddof=1) / self.harms.mean(0) / math.sqrt(len(self.harms))
         return found
+
+    @property
+    def telling(self) -> Sketched:
+        """The options that do any harm; those of a branch that its normalisation silences say nothing of others."""
+        alive = (self.harms > 0).any(0) & (self.closed > 0)
+        return Sketched(self.closed[alive], self.harms[:, alive])
 
 
 def corrected(sketches: Iterable[Sketched], harms: Iterable[Sequence[float]]) -> list[list[float]]:
@@ -162,7 +167,7 @@ def corrected(sketches: Iterable[Sketched], harms: Iterable[Sequence[float]]) ->
         sketches: For each method of each layer.
         harms: Closed forms of all options, for the same.
     """
-    sketches = list(sketches)
+    sketches = [each.telling for each in sketches]
     known = [each for each in sketches if len(each.closed)]
     if not known:
         return [list(given) for given in harms]
