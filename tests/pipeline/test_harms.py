@@ -1,6 +1,7 @@
 """Predicted harms where images are few: what the moments of the same images overlook, others show."""
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -120,5 +121,5 @@ def test_batches_halve_with_the_memory():
     found, most = survey(Wide().eval(), x), 64
     sizes = [prepare._batch(found, st.Config(batch=most, memory=(1 << 24) >> step)) for step in range(14)]
     assert sizes[0] == most and sizes[-1] == 1 and sizes == sorted(sizes, reverse=True)
-    between = [(first, second) for first, second in zip(sizes, sizes[1:], strict=False) if first < most]
+    between = [(first, second) for first, second in itertools.pairwise(sizes) if first < most]
     assert len(between) > 3 and all(second == max(1, first // 2) for first, second in between)

@@ -243,8 +243,8 @@ class Sweep:
         for name, moments in found.items():
             if not bool(torch.isfinite(moments.response).all() and torch.isfinite(moments.gradient).all()):
                 raise ValueError(
-                    f"the inputs, outputs or gradients of layer {name!r} overflow on the calibration images; check the weights and "
-                    "the normalisation of the images"
+                    f"the inputs, outputs or gradients of layer {name!r} overflow on the calibration images; check the weights "
+                    "and the normalisation of the images"
                 )
         return found
 
