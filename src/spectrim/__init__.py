@@ -28,7 +28,7 @@ from spectrim.pipeline.prepare import Prepared, prepare
 from spectrim.pipeline.realize import Realized, realize
 from spectrim.pipeline.result import Result, load
 from spectrim.refit.reconstruct import Reconstruct
-from spectrim.search import ALDS, VBMF, Energy, Greedy, Interaction, Knapsack, Similarity, Uniform
+from spectrim.search import ALDS, VBMF, Energy, Greedy, Interaction, Knapsack, Portfolio, Similarity, Uniform
 from spectrim.search.level import equal_level
 from spectrim.train import Distortion, Recipe, Schedule, fit, loss_along
 from spectrim.version import __version__ as __version__
@@ -70,6 +70,7 @@ __all__ = [
     "Option",
     "PivotSVD",
     "Plan",
+    "Portfolio",
     "Prepared",
     "Probe",
     "QuadraticModel",

@@ -80,7 +80,8 @@ def test_without_images_to_judge_or_gradients_the_closed_forms_stand(few):
     ]
     for config, images in ways:
         for row in st.prepare(model, fresh[:1], calibration=images, config=config).menu.layers:
-            assert row.scores["response"].tolist() == row.scores["closed"].tolist() and row.scores["closed"][1:].max() > 0
+            closed = row.scores["closed"].tolist()
+            assert row.scores["response"].tolist() == row.scores["cautious"].tolist() == closed and max(closed) > 0
     for row in prepared.menu.layers:
         assert row.scores["response"][0] == row.scores["closed"][0] == 0
         assert (row.scores["response"][1:] != row.scores["closed"][1:]).all()

@@ -16,7 +16,18 @@ from spectrim.sensitivity import unseen as module_under_test
 from spectrim.sensitivity.covariance import Squares
 from spectrim.sensitivity.divergence import curvature_root, output_harm
 from spectrim.sensitivity.moments import gather_moments
-from spectrim.sensitivity.unseen import DRAWS, LEAST, RANKS, Changes, OptionSketch, Sketched, corrected, spread
+from spectrim.sensitivity.unseen import (
+    DRAWS,
+    LEAST,
+    RANKS,
+    STANDS_OUT,
+    Changes,
+    OptionSketch,
+    Sketched,
+    cautious,
+    corrected,
+    spread,
+)
 
 
 class Twice(nn.Module):
@@ -207,12 +218,17 @@ def sketched(closed, factor=1.0, images=64, spread_out=1.0, seed=0):
 CLOSED = [0.001, 0.01, 0.03, 0.2]
 
 
+def alone(function, sketches, harms):
+    """Return what becomes of methods each of which is all that its layer is offered."""
+    return [own for (own,) in function([[sketch] for sketch in sketches], [[given] for given in harms])]
+
+
 @pytest.mark.parametrize("factor", [0.2, 1.0, 30.0])
 def test_a_factor_common_to_all_is_found_and_one_leaves_everything(factor):
     """Also for options that were not sketched, and for methods of which none was."""
     sketches = [sketched(CLOSED, factor, seed=1), sketched(CLOSED[:2], factor, seed=2), sketched([], factor)]
     given = [[*CLOSED, 0.0001, 0.015, 7.0], CLOSED, [0.5, 0.3]]
-    for found, harms in zip(corrected(sketches, given), given, strict=True):
+    for found, harms in zip(alone(corrected, sketches, given), given, strict=True):
         np.testing.assert_allclose(found, factor * np.array(harms))
 
 
@@ -222,40 +238,62 @@ def test_noise_is_drawn_to_what_the_network_says():
     closed = np.array(CLOSED)
     noisy = [Sketched(closed, 3 * closed * random.gamma(0.3, 1 / 0.3, size=(16, 1))) for _ in range(20)]
     raw = np.array([sketch.factors[0] for sketch in noisy])
-    found = corrected(noisy, [CLOSED] * 20)
+    found = alone(corrected, noisy, [CLOSED] * 20)
     drawn = np.log(np.array(found)[:, 0] / closed[0])
     assert drawn.std() < 0.5 * raw.std() and np.log(3) == pytest.approx(drawn.mean(), abs=0.4)
     assert ((drawn - raw) * (drawn.mean() - raw) >= -0.1).all()  # towards the middle
     known = sketched(CLOSED, 100.0, images=4000, spread_out=0.1)
-    *_, last = corrected([*noisy, known], [CLOSED] * 21)
+    *_, last = alone(corrected, [*noisy, known], [CLOSED] * 21)
     np.testing.assert_allclose(last, 100 * closed, rtol=0.05)
 
 
 def test_between_sketched_options_harms_follow_a_line_of_logarithms():
     sketch = Sketched(np.array([0.01, 1.0]), np.array([[0.02, 10.0]]) * np.array([[0.999], [1.001]]))
     given = [0.001, 0.01, 0.1, 1.0, 5.0]
-    ((below, first, middle, last, above),) = corrected([sketch], [given])
+    ((below, first, middle, last, above),) = alone(corrected, [sketch], [given])
     assert middle == pytest.approx((first * last) ** 0.5)
     assert below / 0.001 == pytest.approx(first / 0.01) and above / 5 == pytest.approx(last / 1)
     assert (first, last) == (pytest.approx(0.02, rel=0.01), pytest.approx(10, rel=0.01))
     steps = np.geomspace(0.01, 1, 30).tolist()
-    (found,) = corrected([sketch], [steps])
+    (found,) = alone(corrected, [sketch], [steps])
     assert all(low < high for low, high in itertools.pairwise(found))
 
 
-def test_nothing_sketched_changes_nothing():
-    assert corrected([sketched([]), Sketched(np.zeros(0), np.zeros((0, 0)))], [CLOSED, [0.0]]) == [CLOSED, [0.0]]
-    assert corrected([], []) == []
+@pytest.mark.parametrize("function", [corrected, cautious])
+def test_nothing_sketched_changes_nothing(function):
+    assert alone(function, [sketched([]), sketched([])], [CLOSED, [0.0]]) == [CLOSED, [0.0]]
+    assert function([], []) == [] and function([[]], [[]]) == [[]]
 
 
-def test_a_harm_of_nothing_stays_and_what_does_no_harm_says_nothing_of_others():
-    ((first, *_, last),) = corrected([sketched(CLOSED, 5.0)], [[0.0, *CLOSED]])
+@pytest.mark.parametrize("function", [corrected, cautious])
+def test_a_harm_of_nothing_stays_and_what_does_no_harm_says_nothing_of_others(function):
+    ((first, *_, last),) = alone(function, [sketched(CLOSED, 5.0)], [[0.0, *CLOSED]])
     assert first == 0 and last == pytest.approx(5 * CLOSED[-1])
     silent = Sketched(np.array([1e-38, 3e-38]), np.zeros((64, 2)))
     plain, others = sketched(CLOSED, 5.0, spread_out=3.0, seed=1), sketched(CLOSED, 2.0, spread_out=3.0, seed=2)
-    alone = corrected([plain, others], [CLOSED, CLOSED])
-    *found, own = corrected([plain, others, silent], [CLOSED, CLOSED, [1e-38, 3e-38]])
-    assert found == alone and 0 < own[0] < own[1] < 1e-36
+    without = alone(function, [plain, others], [CLOSED, CLOSED])
+    *found, own = alone(function, [plain, others, silent], [CLOSED, CLOSED, [1e-38, 3e-38]])
+    assert found == without and 0 < own[0] < own[1] < 1e-36
+
+
+def test_methods_of_a_layer_are_put_right_each_by_its_own_sketch():
+    layers = [[sketched(CLOSED, 2.0, spread_out=0.01), sketched(CLOSED[1:], 8.0, spread_out=0.01)], [sketched([])], []]
+    (first, second), (third,), none = corrected(layers, [[CLOSED, CLOSED[1:]], [[0.1]], []])
+    np.testing.assert_allclose(first, 2 * np.array(CLOSED), rtol=1e-2)
+    np.testing.assert_allclose(second, 8 * np.array(CLOSED[1:]), rtol=1e-2)
+    assert 0.2 < third[0] < 0.8 and none == []
+
+
+def test_caution_puts_only_those_layers_right_that_stand_out():
+    """The others keep their closed forms but for a factor common to all, the network's median one."""
+    factors = [1.5, 2.0, 2.5, 2.0 * np.exp(1.5 * STANDS_OUT), 2.0 * np.exp(-1.5 * STANDS_OUT)]
+    sketches = [sketched(CLOSED, factor, spread_out=0.1, seed=seed) for seed, factor in enumerate(factors)]
+    given = [CLOSED] * len(factors)
+    found, right = alone(cautious, sketches, given), alone(corrected, sketches, given)
+    for number in (0, 1, 2):
+        np.testing.assert_allclose(found[number], 2 * np.array(CLOSED), rtol=1e-6)
+        assert found[number] != right[number]
+    assert found[3:] == right[3:]
 
 
 def test_a_silenced_branch_leaves_the_other_layers_alone():

@@ -16,7 +16,8 @@ from spectrim.core.cost import METRICS, BudgetError, Cost, Keep, Metric
 from spectrim.core.layer import Layer
 from spectrim.core.plan import Option, Plan
 
-CLOSED = "closed"  # the predicted harm by moments alone, before unseen images have put it right
+CLOSED = "closed"  # the predicted harm by moments alone
+CAUTIOUS = "cautious"  # the same, put right by unseen images in layers that stand out from the others
 RESPONSE = "response"  # the column of predicted harm: nats with calibration data, relative squared weight error without
 
 

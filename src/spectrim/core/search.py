@@ -50,6 +50,9 @@ class Probe(Protocol):
     def quadratic_model(self, chosen: Sequence[int], alternatives: Sequence[tuple[int, int]]) -> QuadraticModel:
         """Return what each alternative, in place of its layer's chosen option, would do to the refitted network."""
 
+    def harm(self, chosen: Sequence[int]) -> float:
+        """Return the measured harm of a choice, refitted."""
+
     def gain(self, chosen: Sequence[int], other: Sequence[int]) -> tuple[float, float]:
         """Return how much less harm `other` does than `chosen`, both refitted, on other images, and its standard error."""
 
@@ -66,6 +69,7 @@ class Search(ABC):
             the layer's output variance that is lost), `measured` (harm of the network with this layer alone compressed) and
             `similarity` (one less the cosine between the layer's output and the original's). The last two are measured for
             some ten options of each layer; the others have NaN and cannot be chosen by them.
+        measures: Whether it wants a `Probe` that measures on the images that no fit sees.
         images: How many images beyond the calibration's it wants a `Probe` to measure on; 0 for none, then `select` gets None.
             With fewer than a quarter of them there is no probe either.
     """
@@ -73,6 +77,7 @@ class Search(ABC):
     title: ClassVar[str]
     reference: ClassVar[str] = ""
     score: str = RESPONSE
+    measures: ClassVar[bool] = False
     images: int = 0
 
     def __init_subclass__(cls, **given: Any) -> None:

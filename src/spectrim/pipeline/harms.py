@@ -13,7 +13,7 @@ from torch import nn
 
 from spectrim.core.factorization import Moments, by_groups
 from spectrim.core.layer import Layer
-from spectrim.core.menu import CLOSED, LayerMenu
+from spectrim.core.menu import CAUTIOUS, CLOSED, RESPONSE, LayerMenu
 from spectrim.network.build import working_weight
 from spectrim.network.calling import Example, count
 from spectrim.pipeline.cache import Entry, Ledger
@@ -21,9 +21,7 @@ from spectrim.pipeline.config import Config
 from spectrim.pipeline.identity import method_identity
 from spectrim.sensitivity.divergence import output_harm
 from spectrim.sensitivity.options import Offer, layer_menu, sound
-from spectrim.sensitivity.unseen import Changes, OptionSketch, Sketched, corrected, spread
-
-Harms = list[list[float]]  # of each method that a layer is offered, of each of its ranks
+from spectrim.sensitivity.unseen import Changes, Harms, OptionSketch, Sketched, cautious, corrected, spread
 
 
 def menus(
@@ -46,16 +44,15 @@ def menus(
     """
     with ledger.stage("menu"):
         closed = [_closed_forms(ledger, model, layer, offers, moments) for layer, offers in _ticked(ledger, offered)]
-    harms = closed
+    harms = plain = closed
     if moments is not None and unseen and config.gradient:
         with ledger.stage("unseen images"):
-            harms = _put_right(ledger, model, offered, closed, moments, unseen, config)
-    bias, rows = moments is not None, []
-    for (layer, offers), own, plain in zip(offered.items(), harms, closed, strict=True):
-        multiple_of = config.multiple_of
-        row = layer_menu(layer, offers, own, bias=bias, multiple_of=multiple_of)
-        column = layer_menu(layer, offers, plain, bias=bias, multiple_of=multiple_of).scores
-        rows.append(replace(row, scores={**row.scores, CLOSED: next(iter(column.values()))}))
+            harms, plain = _put_right(ledger, model, offered, closed, moments, unseen, config)
+    rows = []
+    for (layer, offers), *columns in zip(offered.items(), harms, plain, closed, strict=True):
+        found = [layer_menu(layer, offers, own, bias=moments is not None, multiple_of=config.multiple_of) for own in columns]
+        scores = {name: each.scores[RESPONSE] for name, each in zip((RESPONSE, CAUTIOUS, CLOSED), found, strict=True)}
+        rows.append(replace(found[0], scores=scores))
     return rows
 
 
@@ -89,8 +86,8 @@ def _put_right(  # noqa: PLR0913, PLR0917
     moments: Mapping[str, Moments],
     unseen: Sequence[Example],
     config: Config,
-) -> list[Harms]:
-    """Return the harms of all options as unseen images have them."""
+) -> tuple[list[Harms], list[Harms]]:
+    """Return the harms of all options as unseen images have them, and closed forms put right where these stand out."""
     chosen = [[spread(harms) for harms in own] for own in closed]
     identities = "".join(
         f"{layer.name} {[method_identity(m) for m, _ in offers]} {numbers}"
@@ -112,15 +109,15 @@ def _put_right(  # noqa: PLR0913, PLR0917
                     ledger.tick("unseen images", 0.99 * (len(found) + len(names) * done / len(unseen)) / len(offered))
                 piece.entry = Entry(sketch.harms())
         found |= {name: tensor.cpu().numpy() for name, tensor in piece.entry.tensors.items()}
-    sketches = []
+    sketches: list[list[Sketched]] = []
     for layer, own, numbers in zip(offered, closed, chosen, strict=True):
         start = 0
+        sketches.append([])
         for harms, indices in zip(own, numbers, strict=True):
             seen = found.get(layer.name, np.zeros((count(unseen), 0)))[:, start : start + len(indices)]
-            sketches.append(Sketched(np.array(harms)[indices], seen))
+            sketches[-1].append(Sketched(np.array(harms)[indices], seen))
             start += len(indices)
-    right = iter(corrected(sketches, [harms for own in closed for harms in own]))
-    return [[next(right) for _ in own] for own in closed]
+    return corrected(sketches, closed), cautious(sketches, closed)
 
 
 def _portions(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -59,6 +59,7 @@ class Prepared:
         varying: Whether the MACs depend on the input, so that those of a plan are the example's alone.
         key: What all of this was computed from, for the cache; None where that cannot be told, and nothing is cached.
         spent: What it took.
+        recent: Refitted networks of the last plans, by the plan's text.
     """
 
     model: nn.Module
@@ -78,6 +79,7 @@ class Prepared:
     varying: bool
     key: str | None
     spent: Spent
+    recent: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def ledger(self) -> Ledger:
         """Return a new ledger for a step that goes on from here."""

@@ -11,23 +11,13 @@ from torch import nn
 
 from spectrim.core.plan import Plan
 from spectrim.core.search import Probe, QuadraticModel
-from spectrim.network.build import Target, factorized, replacement
-from spectrim.network.calling import Example, count
-from spectrim.network.copying import duplicate
-from spectrim.network.surgery import apply, replace_module
+from spectrim.network.build import factorized, replacement
+from spectrim.network.calling import Example, batch_size, count
 from spectrim.pipeline.cache import Ledger
+from spectrim.pipeline.fitted import Fitted, fitted
 from spectrim.pipeline.prepare import Prepared
-from spectrim.refit.regression import refit
 from spectrim.sensitivity.measured import batch_harms
 from spectrim.sensitivity.sketch import quadratic_models
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """The refitted network of a plan, and what each of its layers was fitted to."""
-
-    model: nn.Module
-    targets: dict[str, Target]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -47,7 +37,6 @@ class NetworkProbe(Probe):
     moving: Sequence[Example]
     judging: Sequence[Example]
     images: dict[str, float] = field(default_factory=lambda: {"forward": 0.0, "backward": 0.0})
-    _fitted: dict[str, Fitted] = field(default_factory=dict)
     _harms: dict[str, list[float]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -66,6 +55,12 @@ class NetworkProbe(Probe):
         self._count(self.moving, forward=2 + len(alternatives) / max(len(plan), 1), backward=2)
         return found
 
+    def harm(self, chosen: Sequence[int]) -> float:
+        """Return the harm of a choice, refitted, on the judging images."""
+        sizes = [batch_size(batch) for batch in self.judging]
+        harms = self._judged(chosen)
+        return sum(size * harm for size, harm in zip(sizes, harms, strict=True)) / sum(sizes)
+
     def gain(self, chosen: Sequence[int], other: Sequence[int]) -> tuple[float, float]:
         """Return the fall of the harm on the judging images and its standard error over their batches."""
         differences = np.array(self._judged(chosen)) - np.array(self._judged(other))
@@ -73,22 +68,10 @@ class NetworkProbe(Probe):
         return float(differences.mean()), error
 
     def fitted(self, plan: Plan) -> Fitted:
-        """Return the refitted network of a plan; the last two are remembered, since searches come back to them."""
-        name, prepared = plan.text(), self.prepared
-        if name not in self._fitted:
-            for old in list(self._fitted)[:-1]:
-                del self._fitted[old]
-            assert prepared.moments is not None
-            if prepared.config.refit:
-                small, targets = duplicate(prepared.model), {}
-                for layer in refit(prepared.model, plan, prepared.calibration, prepared.moments, **prepared.refit_settings):
-                    replace_module(small, layer.name, layer.module)
-                    targets[layer.name] = layer.target
-                self._fitted[name] = Fitted(small, targets)
-                self._count(prepared.calibration, forward=2)
-            else:
-                self._fitted[name] = Fitted(apply(plan, prepared.model, moments=prepared.moments), {})
-        return self._fitted[name]
+        """Return the refitted network of a plan."""
+        if plan.text() not in self.prepared.recent and self.prepared.config.refit:
+            self._count(self.prepared.calibration, forward=2)
+        return fitted(self.prepared, plan, lambda share: self.ledger.tick("search", 0.99 * share))
 
     def passed(self) -> dict[str, float]:
         """Return the passes so far, in units of the calibration set."""
@@ -102,12 +85,12 @@ class NetworkProbe(Probe):
             self._count(self.judging, forward=2)
         return self._harms[name]
 
-    def _module(self, fitted: Fitted, layer: int, index: int) -> tuple[str, nn.Module]:
+    def _module(self, found: Fitted, layer: int, index: int) -> tuple[str, nn.Module]:
         """Return an option's layer, and its module fitted to what the compressed prefix gives it."""
         option = self.prepared.menu.layers[layer].options[index]
         name, moments = option.layer.name, self.prepared.moments
         assert option.method is not None and moments is not None
-        module, target = self.prepared.model.get_submodule(name), fitted.targets.get(name)
+        module, target = self.prepared.model.get_submodule(name), found.targets.get(name)
         if target is None:
             return name, factorized(option, module, moments[name])
         return name, replacement(option, module, target, option.method.factors(target.kernel, option.rank, target.moments))
@@ -119,8 +102,12 @@ class NetworkProbe(Probe):
 
 def network_probe(prepared: Prepared, ledger: Ledger) -> NetworkProbe | None:
     """Return what measures for the rank selection, or None if it wants nothing measured or there are too few images."""
-    wanted = prepared.config.search.images
-    if not wanted or prepared.moments is None or 4 * count(prepared.further) < wanted or len(prepared.further) < 2:
+    search, further = prepared.config.search, prepared.further
+    if prepared.moments is None or not (search.images or search.measures):
         return None
-    cut = min(-(-2 * len(prepared.further) // 3), len(prepared.further) - 1)  # something is left to judge on
-    return NetworkProbe(prepared, ledger, prepared.further[:cut], prepared.further[cut:])
+    if not search.images:
+        return NetworkProbe(prepared, ledger, prepared.unseen, prepared.unseen) if prepared.unseen else None
+    if 4 * count(further) < search.images or len(further) < 2:
+        return None
+    cut = min(-(-2 * len(further) // 3), len(further) - 1)  # something is left to judge on
+    return NetworkProbe(prepared, ledger, further[:cut], further[cut:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,17 +12,16 @@ from torch import nn
 from spectrim.core.plan import Plan
 from spectrim.core.progress import Spent
 from spectrim.network.apart import settled
-from spectrim.network.build import factorized
 from spectrim.network.calling import undisturbed
 from spectrim.network.copying import duplicate
 from spectrim.network.state import make_writable, tensors_of_state
-from spectrim.network.surgery import module_of, replace_module, skeleton
+from spectrim.network.surgery import skeleton
 from spectrim.pipeline.cache import Entry, Ledger
+from spectrim.pipeline.fitted import fitted
 from spectrim.pipeline.identity import method_identity
 from spectrim.pipeline.prepare import Prepared
 from spectrim.pipeline.reconstruction import reconstruct
 from spectrim.refit.batchnorm import reestimate_batchnorm
-from spectrim.refit.regression import refit
 
 TWICE = "not refitted, since one forward calls it more than once"
 
@@ -63,25 +63,13 @@ def realize(prepared: Prepared, plan: Plan) -> Realized:
     name = "network " + hashlib.blake2b(f"{plan.text()} {methods} {config.settings()}".encode()).hexdigest()
     with ledger.piece(name) as piece:
         if piece.entry is None:
-            small, decisions = duplicate(prepared.model), {}
-            if prepared.moments is not None and config.refit:
-                with ledger.stage("refit"):
-                    layers = refit(prepared.model, plan, prepared.calibration, prepared.moments, **prepared.refit_settings)
-                    for done, layer in enumerate(layers, 1):
-                        replace_module(small, layer.name, layer.module)
-                        images = f"refitted on {layer.images:,} images"
-                        decisions[layer.name] = images if layer.images else f"not refitted: {layer.reason}"
-                        ledger.tick("refit", done / len(plan))
-                    ledger.passed(forward=2.0)
-            else:
-                with ledger.stage("factorize"):
-                    for layer_name, option in plan.items():
-                        moments = None if prepared.moments is None else prepared.moments[layer_name]
-                        new = factorized(option, module_of(prepared.model, option), moments)
-                        replace_module(small, layer_name, new)
-                        decisions[layer_name] = "approximated by its weight" if moments is None else "fitted to its own inputs"
-            small = _batchnorm(prepared, small, ledger)
-            piece.entry = Entry(tensors_of_state(small), {"decisions": decisions})
+            refits = prepared.moments is not None and config.refit
+            stage = "refit" if refits else "factorize"
+            with ledger.stage(stage):
+                ledger.passed(forward=2.0 * (refits and plan.text() not in prepared.recent))
+                made = fitted(prepared, plan, functools.partial(ledger.tick, stage))
+            small = _batchnorm(prepared, duplicate(made.model), ledger)
+            piece.entry = Entry(tensors_of_state(small), {"decisions": dict(made.decisions)})
         else:
             small = skeleton(plan, prepared.model)
             make_writable(small)

@@ -11,6 +11,7 @@ from spectrim.core.cost import Keep
 from spectrim.core.menu import Menu
 from spectrim.core.search import Probe, Search
 
+SCORES = ("response", "cautious", "closed", "whitened")
 STATES = 20_000  # partial plans that are followed; of more, those of least bound
 WIDE = 10  # times as many are looked at before those that others beat are left out
 FIRST = 200  # the same in a first, quick pass
@@ -26,7 +27,8 @@ class Knapsack(Search):
     most `STATES` partial plans survive; of more, those of least bound are followed.
 
     Args:
-        score: `response`: predicted loss in nats. `whitened`: each layer's dropped share of its own output energy, as in BALF.
+        score: `response`: predicted loss in nats. `closed`: the same by moments alone; `cautious`: put right in layers only
+            that stand out. `whitened`: each layer's dropped share of its own output energy, as in BALF.
 
     Raises:
         ValueError: If the score is another.
@@ -42,8 +44,8 @@ class Knapsack(Search):
 
     def __post_init__(self) -> None:
         """Check the score."""
-        if self.score not in ("response", "whitened"):
-            raise ValueError(f"Knapsack was given score={self.score!r}; allowed are 'response' and 'whitened'")
+        if self.score not in SCORES:
+            raise ValueError(f"Knapsack was given score={self.score!r}; allowed are {', '.join(map(repr, SCORES))}")
 
     def select(self, menu: Menu, budget: Keep, probe: Probe | None = None) -> list[int]:
         """Return the choice of least total harm."""

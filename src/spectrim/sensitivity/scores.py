@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from spectrim.core.cost import Metric
 from spectrim.core.factorization import Factorization, Moments, Rank, by_groups
 from spectrim.core.layer import Layer
-from spectrim.core.menu import RESPONSE, LayerMenu, Menu
+from spectrim.core.menu import CAUTIOUS, CLOSED, RESPONSE, LayerMenu, Menu
 from spectrim.factorize.algebra import eye_like
 from spectrim.network.build import working_weight
 from spectrim.sensitivity.measured import Data, similarity, single_harms
@@ -25,7 +25,7 @@ WEIGHTS: dict[str, Callable[[Factorization, Layer, Tensor, Sequence[Rank]], list
     "vbmf": vbmf,
 }
 MEASURED = ("measured", "similarity")
-NAMES = (RESPONSE, *WEIGHTS, "whitened", *MEASURED)  # every score that a rank selection may look at
+NAMES = (RESPONSE, CLOSED, CAUTIOUS, *WEIGHTS, "whitened", *MEASURED)  # every score that a rank selection may look at
 FEW = 10  # options of each layer that a measured score looks at, besides leaving it alone
 
 

@@ -10,7 +10,7 @@ whatever its method. A few ranks of each method are enough: what the closed form
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +25,10 @@ from spectrim.sensitivity.moments import awaiting, grouped, lowered, pulled_back
 DRAWS = 4  # random vectors v of each image
 RANKS = 8  # of each method, at which harms are sketched
 AT_ONCE = 1 << 25  # numbers of lowered inputs, or of gradients, that are looked at together
+STANDS_OUT = 1.2  # how far the logarithm of a layer's factor is from the other layers' then
 LEAST = 1e-6  # of a method's largest harm: options below it are as good as exact
+
+Harms = list[list[float]]  # of each method that a layer is offered, of each of its ranks
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,33 +160,52 @@ class Sketched:
         return Sketched(self.closed[alive], self.harms[:, alive])
 
 
-def corrected(sketches: Iterable[Sketched], harms: Iterable[Sequence[float]]) -> list[list[float]]:
-    """Return closed forms multiplied by what unseen images say: for each method of a layer the harms of all of its options.
+def corrected(sketches: Sequence[Sequence[Sketched]], closed: Sequence[Harms]) -> list[Harms]:
+    """Return closed forms multiplied by what unseen images say.
 
     A factor is drawn towards the network's mean one as far as its error is large against how factors differ (empirical Bayes).
     Between the options that were sketched its logarithm is linear in that of the closed form.
 
     Args:
-        sketches: For each method of each layer.
-        harms: Closed forms of all options, for the same.
+        sketches: Of each layer, for each method that it is offered.
+        closed: Closed forms of all options, for the same.
     """
-    sketches = [each.telling for each in sketches]
-    known = [each for each in sketches if len(each.closed)]
+    sketches = [[each.telling for each in layer] for layer in sketches]
+    known = [each for layer in sketches for each in layer if len(each.closed)]
     if not known:
-        return [list(given) for given in harms]
+        return [[list(harms) for harms in own] for own in closed]
     logs, errors = np.concatenate([each.factors for each in known]), np.concatenate([each.errors for each in known])
     weights = 1 / (errors**2 + 1e-2)
     middle = float((weights * logs).sum() / weights.sum())
     between = max(float((weights * ((logs - middle) ** 2 - errors**2)).sum() / weights.sum()), 1e-4)
-    result = []
-    for sketch, given in zip(sketches, harms, strict=True):
-        values = np.array(given, dtype=float)
-        if len(sketch.closed):
-            trust = between / (between + sketch.errors**2)
-            order = np.argsort(sketch.closed)
-            levels, factors = np.log(sketch.closed[order]), (middle + trust * (sketch.factors - middle))[order]
-        else:
-            levels, factors = np.zeros(1), np.full(1, middle)
-        values *= np.exp(np.interp(np.log(np.maximum(values, 1e-300)), levels, factors))
-        result.append(values.tolist())
+
+    def right(sketch: Sketched, harms: Sequence[float]) -> list[float]:
+        values, order = np.array(harms, dtype=float), np.argsort(sketch.closed)
+        trust = between / (between + sketch.errors**2)
+        levels, factors = np.log(sketch.closed[order]), (middle + trust * (sketch.factors - middle))[order]
+        if not len(levels):
+            return list(values * math.exp(middle))
+        return list(values * np.exp(np.interp(np.log(np.maximum(values, 1e-300)), levels, factors)))
+
+    return [
+        [right(sketch, harms) for sketch, harms in zip(layer, own, strict=True)]
+        for layer, own in zip(sketches, closed, strict=True)
+    ]
+
+
+def cautious(sketches: Sequence[Sequence[Sketched]], closed: Sequence[Harms]) -> list[Harms]:
+    """Return closed forms times the network's own factor, and in layers that stand out what `corrected` says.
+
+    Args:
+        sketches: Of each layer, for each method that it is offered.
+        closed: Closed forms of all options, for the same.
+    """
+    factors = [np.concatenate([np.zeros(0), *(each.telling.factors for each in layer)]) for layer in sketches]
+    everything = np.concatenate([np.zeros(0), *factors])
+    if not len(everything):
+        return [[list(harms) for harms in own] for own in closed]
+    middle, result = float(np.median(everything)), []
+    for own, plain, right in zip(factors, closed, corrected(sketches, closed), strict=True):
+        stands_out = len(own) > 0 and abs(float(np.median(own)) - middle) > STANDS_OUT
+        result.append(right if stands_out else [[harm * math.exp(middle) for harm in harms] for harms in plain])
     return result

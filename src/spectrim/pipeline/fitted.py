@@ -1,0 +1,67 @@
+"""The refitted network of a plan: made for rank selections that measure, and for whoever takes the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from spectrim.core.plan import Plan
+from spectrim.network.build import Target, factorized
+from spectrim.network.copying import duplicate
+from spectrim.network.surgery import module_of, replace_module
+from spectrim.pipeline.prepare import Prepared
+from spectrim.refit.regression import refit
+
+RECENT = 3  # networks that are remembered
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A network whose planned layers are replaced.
+
+    Attributes:
+        model: The network; whoever changes it works on a copy.
+        targets: Layer name to what it was refitted to.
+        decisions: Layer name to how it was fitted.
+    """
+
+    model: nn.Module
+    targets: Mapping[str, Target]
+    decisions: Mapping[str, str]
+
+
+def fitted(prepared: Prepared, plan: Plan, tick: Callable[[float], None]) -> Fitted:
+    """Return the network of a plan, refitted if the configuration says so; the last few are remembered.
+
+    Args:
+        prepared: From `prepare`.
+        plan: What to do.
+        tick: Called with the share that is done.
+    """
+    name, recent = plan.text(), prepared.recent
+    if name in recent:
+        known: Fitted = recent.pop(name)
+        recent[name] = known  # now the last
+        return known
+    small, targets, decisions = duplicate(prepared.model), dict[str, Target](), dict[str, str]()
+    if prepared.moments is not None and prepared.config.refit:
+        layers = refit(prepared.model, plan, prepared.calibration, prepared.moments, **prepared.refit_settings)
+        for done, layer in enumerate(layers, 1):
+            replace_module(small, layer.name, layer.module)
+            targets[layer.name] = layer.target
+            images = f"refitted on {layer.images:,} images"
+            decisions[layer.name] = images if layer.images else f"not refitted: {layer.reason}"
+            tick(done / len(plan))
+    else:
+        for done, (layer_name, option) in enumerate(plan.items(), 1):
+            moments = None if prepared.moments is None else prepared.moments[layer_name]
+            replace_module(small, layer_name, factorized(option, module_of(prepared.model, option), moments))
+            decisions[layer_name] = "approximated by its weight" if moments is None else "fitted to its own inputs"
+            tick(done / len(plan))
+    made = Fitted(small, targets, decisions)
+    recent[name] = made
+    for old in list(recent)[:-RECENT]:
+        del recent[old]
+    return made
