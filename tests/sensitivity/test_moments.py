@@ -161,6 +161,38 @@ def test_positions_are_sampled_in_bounded_number(monkeypatch):
     assert first.count == 100 and torch.equal(first.covariance, again.covariance)
 
 
+@pytest.mark.parametrize("name", ["plain", "groups", "transposed", "linear tokens"])
+def test_drawn_positions_estimate_what_all_say(monkeypatch, name):
+    """A third of the positions, of inputs, outputs and gradients; the gradient is summed over all of an image's positions."""
+    module, x = layer_and_input(name, batch=300)
+    network = nn.Sequential(module, nn.Flatten(), nn.Linear(module(x[:1]).numel(), 5).double())
+    layers = [layer for layer in st.find_layers(network, x) if layer.name == "0"]
+    whole = gather_moments(network, layers, list(x.split(60)))["0"]
+    total = whole.count
+    monkeypatch.setattr(module_under_test, "ENOUGH", (total // 3, 0))
+    monkeypatch.setattr(module_under_test, "EACH", 1)
+    part = gather_moments(network, layers, list(x.split(60)))["0"]
+    monkeypatch.setattr(module_under_test, "LARGEST", 1)
+    outputs = gather_moments(network, layers, list(x.split(60)))["0"]
+    assert part.count == outputs.count and part.count == pytest.approx(total / 3, abs=10) and outputs.covariance is None
+    for field in ("response", "gradient", "covariance"):
+        wanted, found = getattr(whole, field), getattr(part, field)
+        assert (found - wanted).norm() < 0.25 * wanted.norm() and found.norm() == pytest.approx(float(wanted.norm()), rel=0.15)
+    assert (outputs.response - whole.response).norm() < 0.25 * whole.response.norm()
+    assert torch.equal(outputs.gradient, part.gradient)
+
+
+def test_positions_are_drawn_in_the_order_of_the_examples():
+    """So that blocks are of images."""
+    module, x = layer_and_input("plain", batch=500)
+    (layer,) = st.find_layers(nn.Sequential(module), x)
+    examples, *where = Sampler(0, 500).draw(layer, 500, (9, 8))
+    assert (examples.diff() >= 0).all() and len(examples) < 500 * 72 and len(examples) == 256 * 54
+    assert int(where[0].max()) == 8 and int(where[1].max()) == 7 and int(examples.max()) > 490
+    assert torch.bincount(examples, minlength=500).double().std() < 10
+    assert [Sampler(0, 500).blocks(images) for images in (1, 31, 32, 500)] == [1, 1, 2, 16]
+
+
 @pytest.mark.parametrize("size", [1, 5, 6, 7, 64])
 def test_gram_matrices_by_blocks(monkeypatch, size):
     monkeypatch.setattr("spectrim.sensitivity.covariance.BLOCKED", 1)

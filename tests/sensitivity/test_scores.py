@@ -118,7 +118,9 @@ def test_scores_of_data_need_data(search):
 
 
 def test_scores_that_nothing_computes_are_named(prepared):
-    with pytest.raises(ValueError, match="the score 'loud', which nothing computes; there are response, closed, cautious, energy, spectral"):
+    with pytest.raises(
+        ValueError, match="the score 'loud', which nothing computes; there are response, closed, cautious, energy, spectral"
+    ):
         next(columns(prepared.menu, "loud", "macs", prepared.model, None))
 
 
