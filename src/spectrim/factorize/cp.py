@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from spectrim.core.factorization import Factorization, Fit, Moments, Rank
 from spectrim.core.layer import Layer
@@ -29,6 +30,7 @@ SENSITIVITY = (0.03, 3e-4)  # weight of the terms' own squared norms in the firs
 WIDTH = 2  # dimensions of each mode in which they work, in units of the rank
 STEP = 1.32  # ratio of neighbouring ranks on the menu
 WORK = 200_000_000  # multiply-adds of half a sweep: rank times the weight's elements
+_fits = WeakTensorKeyDictionary()  # of layers whose moments are still in memory, by their G: the kernel, C and what was found
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,7 @@ class CP(Factorization):
         last: Sequence[Tensor] = (),
     ) -> Iterator[tuple[Tensor, ...]]:
         """Yield the factors of each rank; what the ranks share is computed once. `last` are factors to start from."""
+        known = {} if last else _known(weight, moments)
         g, t, s = weight.shape[:3]
         kernel = weight.shape[3:]
         sizes = (t, s, *self._sizes(kernel))
@@ -128,6 +131,9 @@ class CP(Factorization):
         ones = (1,) * len(kernel)
         for rank in ranks:
             assert isinstance(rank, int)
+            if (self, rank) in known:
+                yield known[self, rank]
+                continue
             if rank >= math.prod(sizes) // max(sizes):
                 groups = [_units(tensor, rank) for tensor in weight.reshape(g, *sizes)]
                 modes = [torch.stack(mode) for mode in zip(*groups, strict=True)]
@@ -141,7 +147,8 @@ class CP(Factorization):
             for mode, axes in zip(modes[2:], self._axes(kernel), strict=True):
                 shape = [size if axis in axes else 1 for axis, size in enumerate(kernel)]
                 middle.append(mode.mT.reshape(g * rank, 1, 1, *shape))
-            yield modes[1].mT.reshape(g, rank, s, *ones), *middle, modes[0].reshape(g, t, rank, *ones)
+            known[self, rank] = modes[1].mT.reshape(g, rank, s, *ones), *middle, modes[0].reshape(g, t, rank, *ones)
+            yield known[self, rank]
 
     def _modes(self, factors: Sequence[Tensor], root: Tensor, scale: Tensor) -> list[list[Tensor]]:
         """Return the modes (size, r) of each group behind factors, weighted and scaled as in the fit."""
@@ -169,6 +176,23 @@ class CP(Factorization):
     def _sizes(self, kernel: Sequence[int]) -> list[int]:
         """Return the sizes of the modes that the kernel makes."""
         return [math.prod(kernel)] if self.depthwise == "kernel" else list(kernel)
+
+
+def _known(weight: Tensor, moments: Moments | None) -> dict[Any, tuple[Tensor, ...]]:
+    """Return the factors that were found so far for a kernel in this norm, by method and rank; new ones are put there, too."""
+    if moments is None:
+        return {}
+    known: dict[Any, tuple[Tensor, ...]]
+    kernel, covariance, known = _fits.get(moments.gradient, (None, None, {}))
+    if (
+        kernel is None
+        or covariance is not moments.covariance
+        or kernel.shape != weight.shape
+        or not torch.equal(kernel, weight)
+    ):
+        known = {}
+        _fits[moments.gradient] = weight, moments.covariance, known
+    return known
 
 
 def _products(modes: Sequence[Tensor]) -> Tensor:

@@ -33,7 +33,7 @@ from spectrim.refit.trace import Trace, trace
 from spectrim.sensitivity.covariance import Covariance
 from spectrim.sensitivity.moments import Sampler, grouped, lowered, spatial_shape
 
-RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # towards the original kernel, relative to the mean diagonal of C
+RIDGES = (0.01, 0.05, 0.2, 1.0)  # towards the original kernel, relative to the mean diagonal of C
 RIDGE = 0.1  # where there are no images to choose one by
 MEMORY = 4 << 30  # bytes; half of them are for activations that wait, the rest for one chunk's own and what is lost between
 STREAMS = 2  # the original network's activations and the compressed one's
@@ -173,7 +173,8 @@ class Regression:
         """Return W* (g, T, n), or its map of the dense response (g, T, T), for ridges relative to the mean diagonal of C."""
         c, k = self.sums.covariance.to(self.weight), self.sums.cross.to(self.weight)
         drift, eye = (k - self.start @ c).mT, eye_like(c.shape[1], c)
-        return [self.start + _solved(c + ridge(c, share) * eye, drift).mT for share in shares]
+        drift, eye = drift.float(), eye.float()  # a ridge makes it well enough conditioned
+        return [self.start + _solved((c + ridge(c, share) * eye).float(), drift).mT.to(c) for share in shares]
 
     def misfit(self, found: Tensor, *, own: bool = False) -> float:
         """Return the error of a map M on the judging images, up to a constant.

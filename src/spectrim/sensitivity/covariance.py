@@ -31,7 +31,7 @@ class Squares:
         for part in x.contiguous().chunk(blocks, 1):
             square = gram(part)
             self.total = _plus(self.total, square)
-            self.energy = _plus(self.energy, square.double().square().sum((1, 2)) / part.shape[1])
+            self.energy = _plus(self.energy, torch.linalg.vector_norm(square, dim=(1, 2)).double() ** 2 / part.shape[1])
             self.count += part.shape[1]
             self.blocks += 1
 
