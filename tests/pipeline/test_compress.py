@@ -240,7 +240,7 @@ def test_a_users_harm_decides_and_is_named(case):
 
     images, fresh, results = torch.randn(432, 3, 8, 8), torch.randn(500, 3, 8, 8), {}
     for harm in (first_class, None):
-        config = st.Config(methods=QUICK.methods, harm=harm, refit=False)
+        config = st.Config(methods=QUICK.methods, harm=harm, search=st.Knapsack(), refit=False)
         results[harm] = st.compress(model, x[:1], budget=st.Keep(0.4), calibration=[images], config=config)
     own, usual = results[first_class], results[None]
     with torch.no_grad():
