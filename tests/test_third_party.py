@@ -418,7 +418,7 @@ def test_a_plan_that_no_other_program_can_read_is_told_once(tmp_path):
     with pytest.warns(UserWarning, match="Here was defined in the program that runs") as told:
         result.save(tmp_path / "run")
     assert len(told) == 1
-    assert "chosen by Knapsack(score='response') among Here" in str(result)
+    assert "chosen by Portfolio(limit=1.5) among Here" in str(result)
     usual = dataclasses.replace(result.report, config=st.Config().settings())
     own = dataclasses.replace(result.report, budget="the given plan")
     for report in (usual, own):

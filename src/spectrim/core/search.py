@@ -64,7 +64,8 @@ class Search(ABC):
         title: Name of the rank selection in messages; by default that of the class.
         reference: The paper that it is from; by default none.
         score: The column of the menu that it looks at; the smaller, the better an option. `response`, the predicted harm, is
-            always there. Computed for those who ask: of the weights `energy` (relative squared error), `spectral` (relative
+            always there, and so are `closed` (the same by moments alone) and `cautious` (that, put right by unseen images in
+            layers that stand out). Computed for those who ask: of the weights `energy` (relative squared error), `spectral` (relative
             error in operator norm) and `vbmf` (VBMF's rank over the option's); with calibration data `whitened` (share of
             the layer's output variance that is lost), `measured` (harm of the network with this layer alone compressed) and
             `similarity` (one less the cosine between the layer's output and the original's). The last two are measured for
