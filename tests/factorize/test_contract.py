@@ -10,6 +10,8 @@ import spectrim as st
 from nets import GEOMETRIES, layer_and_input
 from spectrim.core.factorization import describe
 from spectrim.factorize import cp
+from spectrim.network.build import working_weight
+from spectrim.sensitivity.moments import gather_moments
 from spectrim.testing import check_factorization
 from tables import LAYERS, METHODS, fitting, pair
 
@@ -42,6 +44,23 @@ def _few_sweeps():
 def test_every_promise_is_kept(method, geometry):
     several = 64 if geometry == "linear on a map" else 6  # more than its inputs, which are all at one position
     assert check_factorization(method, *layer_and_input(geometry, several))
+
+
+@pytest.mark.parametrize("data", [False, True], ids=["weights", "moments"])
+@pytest.mark.parametrize(("method", "geometry"), fitting(), ids=pair)
+def test_kernels_of_many_ranks_are_those_of_each(method, geometry, data):
+    """In any order, also where they come from one decomposition for all."""
+    module, x = layer_and_input(geometry, 64)
+    network = nn.Sequential(module)
+    (layer,) = st.find_layers(network, x)
+    weight, moments = working_weight(layer, module), gather_moments(network, [layer], [x])["0"] if data else None
+    candidates = method.candidates(layer.convolution)
+    ranks = [candidates[-1], *candidates[:: max(1, len(candidates) // 4)]]
+    found = list(method.kernels(weight, ranks, moments))
+    assert len(found) == len(ranks)
+    for rank, kernel in zip(ranks, found, strict=True):
+        wanted = method.merge(method.factors(weight, rank, moments))
+        torch.testing.assert_close(kernel, wanted, rtol=0, atol=1e-9 * float(wanted.abs().max()))
 
 
 @pytest.mark.parametrize("method", METHODS, ids=describe)

@@ -10,7 +10,7 @@ from torch import nn
 
 import spectrim as st
 from spectrim.core.progress import Spent
-from spectrim.pipeline import prepare as prepare_module
+from spectrim.pipeline import harms
 from spectrim.pipeline.cache import Cache, Entry, Ledger, pack, unpack
 
 CPU = torch.device("cpu")
@@ -181,8 +181,8 @@ def test_interrupted_work_is_not_done_again(case, tmp_path):
 
 def test_an_interrupted_menu_goes_on_at_its_layer(case, tmp_path, monkeypatch):
     (model, x, _), done = case, []
-    plain = prepare_module.working_weight
-    monkeypatch.setattr(prepare_module, "working_weight", lambda layer, module: done.append(layer.name) or plain(layer, module))
+    plain = harms.working_weight
+    monkeypatch.setattr(harms, "working_weight", lambda layer, module: done.append(layer.name) or plain(layer, module))
 
     def interrupt(stage, share):
         if stage == "menu" and 0.5 < share < 1:

@@ -181,4 +181,4 @@ def test_the_quadratic_model_has_the_measured_base(case, refit):
     small = st.realize(prepared, prepared.menu.plan(chosen)).model
     base = np.mean(batch_harms(prepared.model, small, probe.moving, prepared.harm))
     assert model.base == pytest.approx(base, rel=1e-4) and model.gram.shape == (len(alternatives), len(alternatives))
-    assert told == sorted(told) and told[-1] == ("search", 0.99) and {stage for stage, _ in told} == {"search"}
+    assert told == sorted(told) and 0.7 < told[-1][1] < 0.99 and {stage for stage, _ in told} == {"search"}

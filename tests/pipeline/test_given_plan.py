@@ -18,6 +18,7 @@ CONFIGS = {
     "no gradient": st.Config(methods=METHODS, gradient=False),
     "measured": st.Config(methods=(st.ChannelSVD(),), search=st.Interaction(images=32), images=64, batch=16),
 }
+OTHERS = 0.5  # how far a prediction may lie from the one that was drawn towards those of a whole menu
 
 
 def edited(plan, change):
@@ -27,12 +28,15 @@ def edited(plan, change):
     return st.Plan.from_json(json.dumps(data))
 
 
-def assert_same(first, second):
-    """Check that two plans do the same and predict the same, but for rounding: a harm may be computed with others or alone."""
+def assert_same(first, second, rel=1e-9):
+    """Check that two plans do the same and predict the same, but for rounding: a harm may be computed with others or alone.
+
+    What unseen images say of one option is drawn towards what they say of all others: there predictions differ a little more.
+    """
     assert [(n, o.layer, o.method, o.rank, o.bias) for n, o in first.items()] == [
         (n, o.layer, o.method, o.rank, o.bias) for n, o in second.items()
     ]
-    assert [option.harm for option in first.values()] == pytest.approx([option.harm for option in second.values()], rel=1e-9)
+    assert [option.harm for option in first.values()] == pytest.approx([option.harm for option in second.values()], rel=rel)
     assert first.original == second.original
 
 
@@ -52,12 +56,21 @@ def test_the_chosen_plan_gives_the_identical_network(case, name, data):
         model, x[:1], plan=st.Plan.from_json(first.plan.to_json()), calibration=calibration, config=CONFIGS[name]
     )
     assert first.plan
-    assert_same(again.plan, first.plan)
+    assert_same(again.plan, first.plan, OTHERS if data and CONFIGS[name].gradient else 1e-9)
     torch.testing.assert_close(again.model(x), first.model(x), rtol=1e-6, atol=1e-6)
     assert again.report.budget == "the given plan" and "search" not in again.report.seconds
     for field in ("after", "skipped", "measured_harm", "harm_unit", "images"):
         assert getattr(again.report, field) == getattr(first.report, field), field
     assert [row.fitted for row in again.report.rows] == [row.fitted for row in first.report.rows]
+
+
+def harms_of(prepared, score):
+    """Return layer, method and rank to predicted harm."""
+    return {
+        (row.layer.name, option.method, option.rank): float(harm)
+        for row in prepared.menu.layers
+        for option, harm in list(zip(row.options, row.scores[score], strict=True))[1:]
+    }
 
 
 @pytest.mark.parametrize("excess", [0, 1])
@@ -71,21 +84,20 @@ def test_an_edited_rank_has_the_harm_of_the_new_rank(case, chosen, excess):
         plan = edited(chosen.plan, lambda rows, name=name, rank=rank: rows[name].update(rank=rank))
         result = st.compress(model, x[:1], plan=plan, calibration=[x], config=CONFIGS["refit"])
         assert result.plan[name].rank == rank and st.cost(result.model, x[:1]) == result.report.after == plan.cost
-        row = next(row for row in prepared.menu.layers if row.layer.name == name)
-        known = {
-            o.rank: float(h) for o, h in zip(row.options, row.scores["response"], strict=True) if o.method == option.method
-        }
-        wanted = known.get(rank, 0.0)  # full rank does not pay and is exact
-        assert result.plan[name].harm == pytest.approx(wanted, rel=1e-9, abs=1e-9)
-        assert (result.plan[name].harm > option.harm) == (rank < option.rank)
-        others = {other: option.harm for other, option in chosen.plan.items() if other != name}
-        assert {other: result.plan[other].harm for other in others} == pytest.approx(others)
+        known = harms_of(prepared, "response")
+        wanted = known.get((name, option.method, rank), 0.0)  # full rank does not pay and is exact
+        assert result.plan[name].harm == pytest.approx(wanted, rel=OTHERS, abs=1e-9)
+        alone = harms_of(st.prepare(model, x[:1], plan=plan, calibration=[x], config=CONFIGS["refit"]), "closed")
+        closed = harms_of(prepared, "closed")
+        assert alone == pytest.approx({key: closed.get(key, 0.0) for key in alone}, rel=1e-9, abs=1e-9)
+        assert len(alone) == len(plan)
+        assert (alone[name, option.method, rank] > closed[name, option.method, option.rank]) == (rank < option.rank)
 
 
 def test_what_the_plan_says_of_harms_is_not_believed(case, chosen):
     model, x, _ = case
     plan = edited(chosen.plan, lambda rows: [row.update(harm=99.0) for row in rows.values()])
-    assert_same(st.compress(model, x[:1], plan=plan, calibration=[x], config=CONFIGS["refit"]).plan, chosen.plan)
+    assert_same(st.compress(model, x[:1], plan=plan, calibration=[x], config=CONFIGS["refit"]).plan, chosen.plan, OTHERS)
 
 
 def test_layers_may_be_left_out_added_and_given_other_methods(case, chosen):

@@ -64,7 +64,7 @@ def accuracy(case):
     return st.Accuracy([(x, labels)])
 
 
-@pytest.mark.parametrize("points", [3.0, 30.0])
+@pytest.mark.parametrize("points", [6.0, 30.0])
 @pytest.mark.parametrize("metric", ["params", "macs"])
 def test_what_is_returned_holds_the_bound_and_was_evaluated(case, prepared, points, metric):
     _, x, _ = case

@@ -13,8 +13,9 @@ from spectrim.core.progress import Spent
 
 METHODS = (st.ChannelSVD(), st.SpatialSVD())
 CONFIGS = {
-    "knapsack": st.Config(methods=METHODS),
-    "no refit": st.Config(methods=METHODS, refit=False),
+    "knapsack": st.Config(methods=METHODS, search=st.Knapsack()),
+    "portfolio": st.Config(methods=METHODS),
+    "no refit": st.Config(methods=METHODS, search=st.Knapsack(), refit=False),
     "energy": st.Config(methods=METHODS, search=st.Energy()),
     "greedy": st.Config(methods=(st.ChannelSVD(),), search=st.Greedy()),
     "measured": st.Config(methods=(st.ChannelSVD(),), search=st.Interaction(images=32), images=48, batch=16),

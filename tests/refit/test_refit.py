@@ -1,5 +1,6 @@
 """The refit: exact at full rank on any graph, better than fits to own inputs below, the same however the images are cut."""
 
+import math
 import threading
 
 import pytest
@@ -14,6 +15,7 @@ from spectrim.network.surgery import replace_module
 from spectrim.refit import regression
 from spectrim.refit.regression import refit
 from spectrim.refit.trace import Trace, trace
+from spectrim.sensitivity.covariance import Squares
 from spectrim.sensitivity.measured import measured_harm
 from spectrim.sensitivity.moments import gather_moments
 
@@ -43,6 +45,12 @@ def built(model, plan, batches, moments):
     return small
 
 
+@pytest.fixture
+def unshrunk(monkeypatch):
+    """Covariances as they are: how far they are shrunk depends on how images are cut into blocks."""
+    monkeypatch.setattr(Squares, "shrunk", lambda self, sample, target: sample)
+
+
 @pytest.mark.parametrize("method", [st.ChannelSVD(), st.SpatialSVD(), st.Tucker2(), st.InputSVD()], ids=repr)
 @pytest.mark.parametrize("inplace", [True, False])
 def test_full_rank_gives_the_network_back(method, inplace):
@@ -68,7 +76,7 @@ def test_residual_additions_are_found_in_any_order_of_the_shortcut():
 
 @pytest.mark.parametrize("method", [st.ChannelSVD(), st.SpatialSVD(axis=1)], ids=repr)
 @pytest.mark.parametrize("size", [1, 5, 24])
-def test_chunks_in_lock_step_equal_one_batch(method, size):
+def test_chunks_in_lock_step_equal_one_batch(unshrunk, method, size):
     x = torch.randn(24, 3, 8, 8, dtype=torch.float64)
     model = settle(Residual().double(), x)
     plan = everything(model, x, method, 0.5)
@@ -90,7 +98,7 @@ def test_the_refit_and_its_targets_lower_the_measured_harm(monkeypatch, share):
 
     def no_additions(model, names, batch):
         found = trace(model, names, batch)
-        return Trace(found.once, {}, found.bytes_per_example)
+        return Trace(found.once, {}, found.waiting)
 
     monkeypatch.setattr(regression, "trace", no_additions)
     assert block < measured_harm(model, built(model, plan, batches, moments), batches)
@@ -145,20 +153,78 @@ def test_wide_layers_are_regressed_on_their_response(monkeypatch):
     torch.testing.assert_close(full(x), model(x), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("room", [1, 10, 100])
-def test_memory_bound_uses_fewer_images(room):
+def without_stem(model, x, share=0.5):
+    plan = everything(model, x, st.ChannelSVD(), share)
+    return st.Plan({name: option for name, option in plan.items() if name != "stem"}, plan.original)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize("room", [1, 6, 11, 100])
+def test_memory_bounds_the_images_that_wait_at_each_layer(room, size):
+    """As many chunks as fit, one at least, of two streams in half of the memory; late layers, whose maps are small, see more."""
+    x = torch.randn(24, 3, 8, 8)
+    model = settle(Residual(), x)
+    batches, moments = list(x.split(size)), gathered(model, x)[1]
+    plan, seen = without_stem(model, x), []
+    waiting = trace(model, list(plan), x[:2]).waiting
+    memory = 2 * regression.STREAMS * waiting["conv1"] * room
+    model.stem.register_forward_hook(lambda m, a, y: seen.append(len(a[0])))
+    found = list(refit(model, plan, batches, moments, memory=memory))
+    images, least = [layer.images for layer in found], 24
+    for layer in reversed(found):  # what waits somewhere waits behind, too
+        fit = memory // (2 * regression.STREAMS * waiting[layer.name])
+        least = min(least, max(size, fit // size * size))
+        assert layer.images == least
+    assert sum(seen) == 2 * min(2, size) + 2 * images[-1]  # two first runs, then both streams of all that wait anywhere
+    if room == 11:
+        assert images[0] < images[-1] < 24
+
+
+def test_what_waits_is_at_least_what_a_layer_sees_and_answers():
+    x = torch.randn(4, 3, 8, 8)
+    model = settle(Residual(), x)
+    layers = st.find_layers(model, x)
+    found = trace(model, [layer.name for layer in layers], x[:2])
+    assert found.waiting.keys() == {layer.name for layer in layers}
+    for layer in layers:
+        numbers = sum(math.prod(shape) for shape in (*layer.inputs, *layer.outputs))
+        assert found.waiting[layer.name] >= 4 * numbers
+    assert found.waiting["conv2"] >= 4 * 3 * 8 * 64  # at the addition the shortcut is there, too
+
+
+def test_late_chunks_bring_what_they_would_have_brought(unshrunk):
+    """Early layers are what the first chunks alone give; late ones what all give behind those."""
+    x = torch.randn(24, 3, 8, 8, dtype=torch.float64)
+    model = settle(Residual().double(), x)
+    batches, moments = list(x.split(2)), gathered(model, x)[1]
+    plan = without_stem(model, x)
+    memory = 2 * regression.STREAMS * 6 * trace(model, list(plan), x[:2]).waiting["conv1"]
+    found = {layer.name: layer for layer in refit(model, plan, batches, moments, memory=memory)}
+    assert found["conv1"].images < found["head"].images
+    before = {}
+    for name, layer in found.items():
+        alone = refit(model, plan, batches[: layer.images // 2], moments, given=before)
+        again = next(iter(alone))
+        alone.close()
+        assert again.name == name and again.images == layer.images
+        for a, b in zip(again.module.parameters(), layer.module.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
+        before[name] = layer.module
+
+
+def test_given_layers_stand_as_they_are():
     x = torch.randn(24, 3, 8, 8)
     model = settle(Residual(), x)
     batches, moments = gathered(model, x)
-    seen, used = [], min(room, 24)
-    model.stem.register_forward_hook(lambda m, a, y: seen.append(len(a[0])))
-    memory = 2 * regression.LIVE * 8 * 64 * 4 * room
     plan = everything(model, x, st.ChannelSVD(), 0.5)
-    rest = st.Plan({name: option for name, option in plan.items() if name != "stem"}, plan.original)
-    seen.clear()
-    found = list(refit(model, rest, batches, moments, memory=memory))
-    assert seen[0] == 2 and sum(seen[1:]) == 2 * used  # a trace of two, then both streams of all
-    assert {layer.images for layer in found} == {used}
+    whole = {layer.name: layer.module for layer in refit(model, plan, batches, moments)}
+    given = {name: whole[name] for name in ("stem", "conv2", "short")}
+    rest = {layer.name: layer.module for layer in refit(model, plan, batches, moments, given=given)}
+    assert list(rest) == [name for name in whole if name not in given]
+    for name, module in rest.items():
+        for a, b in zip(module.parameters(), whole[name].parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+    assert list(refit(model, plan, batches, moments, given=whole)) == []
 
 
 class Fickle(nn.Module):

@@ -141,7 +141,7 @@ def test_uniform_takes_the_largest_common_fraction(seed, fraction, metric):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: st.Knapsack(score="loud"), "allowed are 'response' and 'whitened'"),
+        (lambda: st.Knapsack(score="loud"), "allowed are 'response', 'cautious', 'closed', 'whitened'"),
         (lambda: st.Energy(score="loud"), "allowed are 'energy' and 'whitened'"),
         (lambda: st.Interaction(rounds=-1), "neither may be negative"),
         (lambda: st.Interaction(images=-1), "neither may be negative"),

@@ -13,7 +13,7 @@ from spectrim.factorize.algebra import harm
 from spectrim.network.build import working_weight
 from spectrim.sensitivity import moments as module_under_test
 from spectrim.sensitivity.covariance import Covariance, gram
-from spectrim.sensitivity.moments import Sampler, gather_moments, grouped, lowered
+from spectrim.sensitivity.moments import Sampler, Sweep, gather_moments, grouped, lowered
 from tables import PLANAR
 
 
@@ -33,11 +33,23 @@ def test_lowered_input_times_kernel_is_the_layer(name):
     torch.testing.assert_close(grouped(layer, y).transpose(0, 1).flatten(1), wanted)
 
 
-def test_moments_are_the_plain_averages():
-    """Against one example at a time, full gradients, unfold."""
+def drawn_to(sample, target, squares, counts):
+    """Ledoit-Wolf by hand: `squares` are the second moments of each block, of so many observations each."""
+    counts = np.array(counts, dtype=float)
+    weights, whole = counts / counts.sum(), np.average(squares, axis=0, weights=counts)
+    error = sum(w * ((block - whole) ** 2).sum() for w, block in zip(weights, squares, strict=True)) / (len(counts) - 1)
+    share = min(1.0, error / ((sample - target) ** 2).sum())
+    return (1 - share) * sample + share * target, share
+
+
+def test_moments_are_shrunk_averages():
+    """Against one example at a time, full gradients, unfold, and Ledoit-Wolf by hand: each of the few images is a block."""
     model, x = Residual().eval(), torch.randn(12, 3, 8, 8)
     layers = {layer.name: layer for layer in st.find_layers(model, x)}
-    moments = gather_moments(model, list(layers.values()), list(x.split(5)), seed=3)
+    sweep = Sweep(list(layers.values()), len(x), seed=3)
+    for part in x.split(5):
+        sweep.add(model, part)
+    moments = sweep.moments(model)
     for name in ("conv2", "conv3", "head"):
         module = model.get_submodule(name)
         seen = []
@@ -45,25 +57,31 @@ def test_moments_are_the_plain_averages():
         logits = model(x)
         handle.remove()
         u, y = seen[0]
-        if name == "head":
-            u, flat = u.detach(), y.detach()
-        else:
-            u = functional.unfold(u.detach(), 3, padding=1, stride=module.stride).transpose(1, 2).flatten(0, 1)
-            flat = y.detach().movedim(1, -1).flatten(0, 2)
-        moment = moments[name]
-        torch.testing.assert_close(moment.covariance[0], torch.cov(u.double().T, correction=0), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(moment.response[0], torch.cov(flat.double().T, correction=0), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(moment.mean[0], u.double().mean(0), rtol=1e-4, atol=1e-5)
-        # labels as drawn inside: the same generator over the same batches
+        u = u.detach()[:, None] if name == "head" else functional.unfold(u.detach(), 3, padding=1, stride=module.stride).mT
+        u = u.double().numpy()  # (N, positions, n)
+        moment, (sums,), flat = moments[name], sweep.sums[name].inputs, u.reshape(-1, u.shape[2])
+        wanted = np.cov(flat.T, bias=True)
+        np.testing.assert_allclose(sums.covariance[0], wanted, rtol=1e-4, atol=1e-5)
+        near = flat - u[:5].mean((0, 1))  # squares are taken about the mean of the first batch
+        blocks = [part.T @ part / len(part) for part in near.reshape(u.shape)]
+        wanted, share = drawn_to(wanted, np.diag(np.diag(wanted)), blocks, [u.shape[1]] * len(u))
+        assert 0.01 < share <= 1
+        np.testing.assert_allclose(moment.covariance[0], wanted, rtol=1e-3, atol=1e-5)
+        weight = working_weight(layers[name], module).flatten(2)
+        torch.testing.assert_close(moment.response, weight @ moment.covariance @ weight.mT)
+        np.testing.assert_allclose(moment.mean[0], flat.mean(0), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(moment.response_mean[0], y.detach().movedim(1, -1).flatten(0, -2).mean(0).double())
+        # random vectors as drawn inside: the same generator over the same batches
         generator = torch.Generator().manual_seed(3)
-        labels = torch.cat(
-            [torch.multinomial(part.detach().softmax(1), 1, generator=generator)[:, 0] for part in logits.split(5)]
-        )
-        (gradient,) = torch.autograd.grad(functional.cross_entropy(logits, labels, reduction="sum"), y)
-        g = gradient.reshape(len(x), gradient.shape[1], -1).double()
-        raw = torch.einsum("btp,bup->tu", g, g) / len(x)
-        shrunk = 0.8 * raw + 0.2 * raw.diagonal().mean() * torch.eye(len(raw))
-        torch.testing.assert_close(moment.gradient[0], shrunk, rtol=1e-3, atol=1e-7)
+        noise = torch.cat([torch.randn(part.shape, generator=generator) for part in logits.split(5)])
+        q = logits.detach().softmax(1)
+        v = q.sqrt() * noise - q * (q.sqrt() * noise).sum(1, keepdim=True)
+        (gradient,) = torch.autograd.grad(logits, y, v)
+        g = gradient.reshape(len(x), gradient.shape[1], -1).double().numpy()
+        squares = np.einsum("btp,bup->btu", g, g) / g.shape[2]
+        raw = squares.mean(0)
+        wanted, _ = drawn_to(raw, np.diag(raw).mean() * np.eye(len(raw)), squares, [g.shape[2]] * len(x))
+        np.testing.assert_allclose(moment.gradient[0] / g.shape[2], wanted, rtol=1e-3, atol=1e-6 * np.abs(raw).max())
 
 
 def test_the_predicted_harm_is_the_loss_in_nats():
@@ -118,7 +136,9 @@ class _Half(nn.Sequential):
 def test_sums_are_exact_where_the_forward_computes_in_half_precision():
     x = torch.randn(8, 3, 6, 6) + torch.tensor([0.0, 8, 80])[:, None, None]
     network = _Half(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 5))
-    covariance = gather_moments(network, st.find_layers(network, x), [x])["0"].covariance[0]
+    sweep = Sweep(st.find_layers(network, x), len(x))
+    sweep.add(network, x)
+    covariance = sweep.sums["0"].inputs[0].covariance[0]
     wanted = torch.cov(functional.unfold(x, 3).transpose(1, 2).flatten(0, 1).double().T, correction=0)
     torch.testing.assert_close(covariance, wanted, rtol=1e-4, atol=1e-4)
 
@@ -139,6 +159,38 @@ def test_positions_are_sampled_in_bounded_number(monkeypatch):
     layers = st.find_layers(network, x)
     first, again = (gather_moments(network, layers, list(x.split(5)), seed=1)["0"] for _ in range(2))
     assert first.count == 100 and torch.equal(first.covariance, again.covariance)
+
+
+@pytest.mark.parametrize("name", ["plain", "groups", "transposed", "linear tokens"])
+def test_drawn_positions_estimate_what_all_say(monkeypatch, name):
+    """A third of the positions, of inputs, outputs and gradients; the gradient is summed over all of an image's positions."""
+    module, x = layer_and_input(name, batch=300)
+    network = nn.Sequential(module, nn.Flatten(), nn.Linear(module(x[:1]).numel(), 5).double())
+    layers = [layer for layer in st.find_layers(network, x) if layer.name == "0"]
+    whole = gather_moments(network, layers, list(x.split(60)))["0"]
+    total = whole.count
+    monkeypatch.setattr(module_under_test, "ENOUGH", (total // 3, 0))
+    monkeypatch.setattr(module_under_test, "EACH", 1)
+    part = gather_moments(network, layers, list(x.split(60)))["0"]
+    monkeypatch.setattr(module_under_test, "LARGEST", 1)
+    outputs = gather_moments(network, layers, list(x.split(60)))["0"]
+    assert part.count == outputs.count and part.count == pytest.approx(total / 3, abs=10) and outputs.covariance is None
+    for field in ("response", "gradient", "covariance"):
+        wanted, found = getattr(whole, field), getattr(part, field)
+        assert (found - wanted).norm() < 0.25 * wanted.norm() and found.norm() == pytest.approx(float(wanted.norm()), rel=0.15)
+    assert (outputs.response - whole.response).norm() < 0.25 * whole.response.norm()
+    assert torch.equal(outputs.gradient, part.gradient)
+
+
+def test_positions_are_drawn_in_the_order_of_the_examples():
+    """So that blocks are of images."""
+    module, x = layer_and_input("plain", batch=500)
+    (layer,) = st.find_layers(nn.Sequential(module), x)
+    examples, *where = Sampler(0, 500).draw(layer, 500, (9, 8))
+    assert (examples.diff() >= 0).all() and len(examples) < 500 * 72 and len(examples) == 256 * 54
+    assert int(where[0].max()) == 8 and int(where[1].max()) == 7 and int(examples.max()) > 490
+    assert torch.bincount(examples, minlength=500).double().std() < 10
+    assert [Sampler(0, 500).blocks(images) for images in (1, 31, 32, 500)] == [1, 1, 2, 16]
 
 
 @pytest.mark.parametrize("size", [1, 5, 6, 7, 64])

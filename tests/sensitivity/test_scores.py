@@ -118,12 +118,16 @@ def test_scores_of_data_need_data(search):
 
 
 def test_scores_that_nothing_computes_are_named(prepared):
-    with pytest.raises(ValueError, match="the score 'loud', which nothing computes; there are response, energy, spectral"):
+    with pytest.raises(
+        ValueError, match="the score 'loud', which nothing computes; there are response, closed, cautious, energy, spectral"
+    ):
         next(columns(prepared.menu, "loud", "macs", prepared.model, None))
 
 
 def test_the_menu_gets_the_column_once(prepared):
     config = st.Config(methods=(st.ChannelSVD(),), search=st.Energy())
     energetic = scored(st.prepare(prepared.model, prepared.example, config=config), "macs")
-    assert {"response", "energy"} == set(energetic.menu.layers[0].scores) and scored(energetic, "macs") is energetic
+    assert {"response", "cautious", "closed", "energy"} == set(energetic.menu.layers[0].scores) and scored(
+        energetic, "macs"
+    ) is energetic
     assert scored(prepared, "macs") is prepared  # the predicted harm is always there

@@ -64,11 +64,12 @@ class Search(ABC):
         title: Name of the rank selection in messages; by default that of the class.
         reference: The paper that it is from; by default none.
         score: The column of the menu that it looks at; the smaller, the better an option. `response`, the predicted harm, is
-            always there. Computed for those who ask: of the weights `energy` (relative squared error), `spectral` (relative
-            error in operator norm) and `vbmf` (VBMF's rank over the option's); with calibration data `whitened` (share of
-            the layer's output variance that is lost), `measured` (harm of the network with this layer alone compressed) and
-            `similarity` (one less the cosine between the layer's output and the original's). The last two are measured for
-            some ten options of each layer; the others have NaN and cannot be chosen by them.
+            always there, and so are `closed` (the same by moments alone) and `cautious` (that, put right by unseen images in
+            layers that stand out). Computed for those who ask: of the weights `energy` (relative squared error), `spectral`
+            (relative error in operator norm) and `vbmf` (VBMF's rank over the option's); with calibration data `whitened`
+            (share of the layer's output variance that is lost), `measured` (harm of the network with this layer alone
+            compressed) and `similarity` (one less the cosine between the layer's output and the original's). The last two
+            are measured for some ten options of each layer; the others have NaN and cannot be chosen by them.
         measures: Whether it wants a `Probe` that measures on the images that no fit sees.
         images: How many images beyond the calibration's it wants a `Probe` to measure on; 0 for none, then `select` gets None.
             With fewer than a quarter of them there is no probe either.

@@ -14,7 +14,8 @@ from torch import nn
 from spectrim.core.factorization import Moments, by_groups
 from spectrim.core.layer import Layer
 from spectrim.core.menu import CAUTIOUS, CLOSED, RESPONSE, LayerMenu
-from spectrim.network.build import working_weight
+from spectrim.core.plan import Option
+from spectrim.network.build import check_factors, check_merged, working_weight
 from spectrim.network.calling import Example, count
 from spectrim.pipeline.cache import Entry, Ledger
 from spectrim.pipeline.config import Config
@@ -149,7 +150,14 @@ def _changes(
     for kernel, norm in by_groups(weight, moments):
         own = []
         for (method, ranks), indices in zip(offers, numbers, strict=True):
-            for merged in method.kernels(kernel, [ranks[index] for index in indices], norm) if indices else ():
+            wanted = [ranks[index] for index in indices]
+            try:
+                kernels = list(method.kernels(kernel, wanted, norm)) if wanted else []
+            except (RuntimeError, IndexError):  # of a third party's perhaps
+                check_factors(Option(layer, method, wanted[0]), method.factors(kernel, wanted[0], norm))
+                raise
+            for rank, merged in zip(wanted, kernels, strict=True):
+                check_merged(Option(layer, method, rank), merged, kernel)
                 change = (kernel - merged).flatten(2)
                 own.append((change if inputs else _of_outputs(change, kernel.flatten(2))).float())
         found.append(own)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ class NetworkProbe(Probe):
     judging: Sequence[Example]
     images: dict[str, float] = field(default_factory=lambda: {"forward": 0.0, "backward": 0.0})
     _harms: dict[str, list[float]] = field(default_factory=dict)
+    _told: list[float] = field(default_factory=lambda: [0.0])
 
     def __repr__(self) -> str:
         """Return how many images there are to measure on."""
@@ -49,9 +51,9 @@ class NetworkProbe(Probe):
         fitted = self.fitted(plan)
         modules = [self._module(fitted, layer, index) for layer, index in alternatives]
         sweep = quadratic_models(self.prepared.model, fitted.model, modules, self.moving, harm=self.prepared.harm)
-        found = next(sweep)
+        found, start = next(sweep), self._told[-1]
         for done, found in enumerate(sweep, 2):  # noqa: B007
-            self.ledger.tick("search", 0.99 * done / len(self.moving))
+            self._tell(start, done / len(self.moving))
         self._count(self.moving, forward=2 + len(alternatives) / max(len(plan), 1), backward=2)
         return found
 
@@ -71,7 +73,7 @@ class NetworkProbe(Probe):
         """Return the refitted network of a plan."""
         if plan.text() not in self.prepared.recent and self.prepared.config.refit:
             self._count(self.prepared.calibration, forward=2)
-        return fitted(self.prepared, plan, lambda share: self.ledger.tick("search", 0.99 * share))
+        return fitted(self.prepared, plan, functools.partial(self._tell, self._told[-1]))
 
     def passed(self) -> dict[str, float]:
         """Return the passes so far, in units of the calibration set."""
@@ -94,6 +96,11 @@ class NetworkProbe(Probe):
         if target is None:
             return name, factorized(option, module, moments[name])
         return name, replacement(option, module, target, option.method.factors(target.kernel, option.rank, target.moments))
+
+    def _tell(self, start: float, share: float) -> None:
+        """Tell progress: how much there is to do is not known, so each piece takes half of what is left."""
+        self._told.append(start + 0.5 * (0.99 - start) * share)
+        self.ledger.tick("search", self._told[-1])
 
     def _count(self, batches: Sequence[Example], *, forward: float = 0.0, backward: float = 0.0) -> None:
         self.images["forward"] += count(batches) * forward

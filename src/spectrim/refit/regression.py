@@ -87,7 +87,7 @@ def refit(  # noqa: PLR0913
         unseen: Other inputs, by which ridges are chosen.
         seed: Of sampled positions.
         memory: Bytes that the live activations may take.
-        unit: Batches are cut to multiples of this only, for networks whose examples belong together, such as frames of clips.
+        unit: How many examples belong together, such as frames of clips; a first run takes so many, two at least.
         given: Planned layers that are fitted already, and what stands in their place: they are not fitted and not yielded.
 
     Raises:
@@ -177,15 +177,21 @@ class Regression:
         drift, eye = drift.float(), eye.float()  # a ridge makes it well enough conditioned
         return [self.start + _solved((c + ridge(c, share) * eye).float(), drift).mT.to(c) for share in shares]
 
-    def misfit(self, found: Tensor) -> float:
-        """Return the error of a map M on the judging images, with the bias that the fitting images give it, up to a constant.
+    def misfit(self, found: Tensor, *, own: bool = False) -> float:
+        """Return the error of a map M on the judging images, up to a constant.
 
         1/2 tr G (M C M^T - 2 K M^T + e e^T), with C and K of the judging images and e the error of their mean answer.
+
+        Args:
+            found: M.
+            own: Whether the bias is the one that the original network's inputs give it, not the fitting images'.
         """
-        gradient, sums, judged = self.moments.gradient.to(self.weight), self.sums, self.judged
+        gradient, moments, judged = self.moments.gradient.to(self.weight), self.moments, self.judged
+        mean, answer = (moments.mean, moments.response_mean) if own else (self.sums.mean, self.sums.other_mean)
+        mean = moments.response_mean if mean is None else mean
         c, k = judged.covariance.to(found), judged.cross.to(found)
-        moved = (found @ (judged.mean - sums.mean).to(found)[..., None])[..., 0]
-        off = (judged.other_mean - sums.other_mean).to(found) - moved
+        moved = (found @ (judged.mean.to(found) - mean.to(found))[..., None])[..., 0]
+        off = judged.other_mean.to(found) - answer.to(found) - moved
         square = torch.einsum("gtu,gtn,gun->", gradient, found @ c - 2 * k, found)
         return 0.5 * float(square + torch.einsum("gtu,gt,gu->", gradient, off, off))
 
@@ -226,7 +232,7 @@ def best_fit(option: Option, module: nn.Module, regression: Regression) -> Refit
     own, found = own_target(option.layer, module, regression.moments), []
     for target in (best, own):
         factors = method.factors(target.kernel, option.rank, target.moments)
-        error = regression.misfit(regression.map_of(method.merge(factors)))
+        error = regression.misfit(regression.map_of(method.merge(factors)), own=target is own)
         found.append((error, replacement(option, module, target, factors)))
     (refitted, new), (plain, old) = found
     return RefittedLayer(name, new, best, 0) if refitted <= plain else RefittedLayer(name, old, own, 0, HURTS)

@@ -81,7 +81,7 @@ class TwinStream:
                 for name in {*self.sites, *self.modules}:
                     hook = self._hook(name)  # before the user's own, which then run once, on both streams alike
                     handles.append(self.model.get_submodule(name).register_forward_hook(hook, prepend=True))
-                for running in (*order, len(batches)):
+                for running in (*order, *order[-1:]):  # and on to the end
                     found = [self.steps.advance(chunk) for chunk in range(running)]
                     if not any(found):
                         break

@@ -237,14 +237,14 @@ class Sweep:
             model: The network that was run.
 
         Raises:
-            ValueError: If a layer's outputs or gradients overflow.
+            ValueError: If a layer's inputs, outputs or gradients overflow.
         """
         found = {name: _moments(sums, model.get_submodule(name), self.examples) for name, sums in self.sums.items()}
         for name, moments in found.items():
             if not bool(torch.isfinite(moments.response).all() and torch.isfinite(moments.gradient).all()):
                 raise ValueError(
-                    f"the outputs or gradients of layer {name!r} overflow on the calibration images; check the weights and the "
-                    "normalisation of the images"
+                    f"the inputs, outputs or gradients of layer {name!r} overflow on the calibration images; check the weights "
+                    "and the normalisation of the images"
                 )
         return found
 

@@ -144,15 +144,20 @@ class Sketched:
     @property
     def factors(self) -> np.ndarray:
         """Logarithm of what the closed form is to be multiplied by, (K,)."""
-        found: np.ndarray = np.log(np.maximum(self.harms.mean(0), 1e-300) / self.closed)
+        found: np.ndarray = np.log(self.harms.mean(0) / self.closed)
         return found
 
     @property
     def errors(self) -> np.ndarray:
         """Standard error of `factors`, (K,)."""
-        mean, count = np.maximum(self.harms.mean(0), 1e-300), len(self.harms)
-        found: np.ndarray = self.harms.std(0, ddof=1) / mean / math.sqrt(count)
+        found: np.ndarray = self.harms.std(0, ddof=1) / self.harms.mean(0) / math.sqrt(len(self.harms))
         return found
+
+    @property
+    def telling(self) -> Sketched:
+        """The options that do any harm; those of a branch that its normalisation silences say nothing of others."""
+        alive = (self.harms > 0).any(0) & (self.closed > 0)
+        return Sketched(self.closed[alive], self.harms[:, alive])
 
 
 def corrected(sketches: Sequence[Sequence[Sketched]], closed: Sequence[Harms]) -> list[Harms]:
@@ -165,6 +170,7 @@ def corrected(sketches: Sequence[Sequence[Sketched]], closed: Sequence[Harms]) -
         sketches: Of each layer, for each method that it is offered.
         closed: Closed forms of all options, for the same.
     """
+    sketches = [[each.telling for each in layer] for layer in sketches]
     known = [each for layer in sketches for each in layer if len(each.closed)]
     if not known:
         return [[list(harms) for harms in own] for own in closed]
@@ -194,7 +200,7 @@ def cautious(sketches: Sequence[Sequence[Sketched]], closed: Sequence[Harms]) ->
         sketches: Of each layer, for each method that it is offered.
         closed: Closed forms of all options, for the same.
     """
-    factors = [np.concatenate([np.zeros(0), *(each.factors for each in layer)]) for layer in sketches]
+    factors = [np.concatenate([np.zeros(0), *(each.telling.factors for each in layer)]) for layer in sketches]
     everything = np.concatenate([np.zeros(0), *factors])
     if not len(everything):
         return [[list(harms) for harms in own] for own in closed]
