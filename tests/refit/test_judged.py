@@ -15,7 +15,7 @@ from spectrim.network.build import factorized, own_target, replacement, working_
 from spectrim.network.copying import duplicate
 from spectrim.network.surgery import replace_module
 from spectrim.refit import regression
-from spectrim.refit.regression import HURTS, RIDGE, RIDGES, Regression, best_fit, refit
+from spectrim.refit.regression import HURTS, RIDGE, Regression, best_fit, refit
 from spectrim.sensitivity.covariance import Covariance
 from spectrim.sensitivity.measured import measured_harm
 from spectrim.sensitivity.moments import Sampler, gather_moments, grouped, lowered
@@ -64,7 +64,7 @@ def test_what_is_built_is_the_better_of_refit_and_none(name, images, largest):
     assert found.in_inputs == (largest > 1)
     chosen = best_fit(option, module, found)
     plain = factorized(option, module, found.moments)
-    best = found.target(min([found.start, *found.maps(RIDGES)], key=found.misfit))
+    best = found.target(found.best())
     refitted = replacement(option, module, best, option.method.factors(best.kernel, option.rank, best.moments))
     errors = [error(option.layer, network, found.moments, judges) for network in (chosen.module, plain, refitted)]
     assert errors[0] == pytest.approx(min(errors), rel=1e-5)

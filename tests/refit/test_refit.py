@@ -48,7 +48,7 @@ def built(model, plan, batches, moments):
 @pytest.fixture
 def unshrunk(monkeypatch):
     """Covariances as they are: how far they are shrunk depends on how images are cut into blocks."""
-    monkeypatch.setattr(Squares, "shrunk", lambda self, sample, target: sample)
+    monkeypatch.setattr(Squares, "share", lambda self, distance: torch.zeros_like(distance)[:, None, None])
 
 
 @pytest.mark.parametrize("method", [st.ChannelSVD(), st.SpatialSVD(), st.Tucker2(), st.InputSVD()], ids=repr)

@@ -9,7 +9,7 @@ Features are ordered by rank, so the leading block of one Cholesky factor serves
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -82,13 +82,6 @@ def left_vectors(matrix: Tensor) -> Tensor:
     else:
         vectors = torch.linalg.svd(matrix, full_matrices=False).U
     return vectors
-
-
-def permute_inputs(moments: Moments | None, order: Tensor) -> Moments | None:
-    """Return the moments with the lowered inputs in another order (n,)."""
-    if moments is None or moments.covariance is None:
-        return moments
-    return replace(moments, covariance=moments.covariance[:, order][:, :, order])
 
 
 def nested_losses(solution: Nested, ranks: Sequence[int], moments: Moments | None) -> list[float]:

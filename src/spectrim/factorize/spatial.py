@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spectrim.core.factorization import Factorization, Fit, Moments, Rank
 from spectrim.core.layer import Layer
-from spectrim.factorize.nested import Nested, nested, nested_losses, permute_inputs
+from spectrim.factorize.nested import Nested, nested, nested_losses
 from spectrim.factorize.parts import spatial
 
 
@@ -106,8 +106,10 @@ class SpatialSVD(Factorization):
     def _split(self, weight: Tensor, moments: Moments | None) -> tuple[Tensor, Moments | None]:
         """Return the kernel as (g, T, S * k_axis, the other taps), and the moments in that order."""
         s, kernel = weight.shape[2], weight.shape[3:]
-        order = (
-            torch.arange(s * math.prod(kernel), device=weight.device).reshape(s, *kernel).movedim(1 + self.axis, 1).flatten()
-        )
-        split = weight.flatten(2)[:, :, order].unflatten(2, (s * kernel[self.axis], -1))
-        return split, permute_inputs(moments, order)
+        split = weight.movedim(3 + self.axis, 3).flatten(4).flatten(2, 3)  # (g, T, S * k_axis, the others)
+        if self.axis == 0 or moments is None or moments.covariance is None:
+            return split, moments
+        n, shape = s * math.prod(kernel), (s, *kernel)
+        parted = moments.covariance.reshape(-1, *shape, *shape)
+        moved = parted.movedim((2 + self.axis, 2 + self.axis + len(shape)), (2, 2 + len(shape)))
+        return split, replace(moments, covariance=moved.reshape(-1, n, n))

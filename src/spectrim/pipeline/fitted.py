@@ -23,7 +23,7 @@ class Fitted:
 
     Attributes:
         model: The network; whoever changes it works on a copy.
-        targets: Layer name to what it was refitted to.
+        targets: Layer name to what it was refitted to, for rank selections that measure other options; else empty.
         decisions: Layer name to how it was fitted.
     """
 
@@ -50,7 +50,8 @@ def fitted(prepared: Prepared, plan: Plan, tick: Callable[[float], None]) -> Fit
         layers = refit(prepared.model, plan, prepared.calibration, prepared.moments, **prepared.refit_settings)
         for done, layer in enumerate(layers, 1):
             replace_module(small, layer.name, layer.module)
-            targets[layer.name] = layer.target
+            if prepared.config.search.images:  # they are large
+                targets[layer.name] = layer.target
             images = f"refitted on {layer.images:,} images"
             decisions[layer.name] = images if layer.images else f"not refitted: {layer.reason}"
             tick(done / len(plan))

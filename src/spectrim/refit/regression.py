@@ -173,9 +173,20 @@ class Regression:
     def maps(self, shares: Sequence[float]) -> list[Tensor]:
         """Return W* (g, T, n), or its map of the dense response (g, T, T), for ridges relative to the mean diagonal of C."""
         c, k = self.sums.covariance.to(self.weight), self.sums.cross.to(self.weight)
-        drift, eye = (k - self.start @ c).mT, eye_like(c.shape[1], c)
-        drift, eye = drift.float(), eye.float()  # a ridge makes it well enough conditioned
-        return [self.start + _solved((c + ridge(c, share) * eye).float(), drift).mT.to(c) for share in shares]
+        damping = [float(each) for each in ridge(c, 1.0).flatten()]
+        drift, c = (k - self.start @ c).mT.float(), c.float()  # a ridge makes it well enough conditioned
+        found, added = [], 0.0
+        for share in shares:
+            for group, level in zip(c, damping, strict=True):
+                group.diagonal().add_((share - added) * level)
+            added = share
+            found.append(self.start + _solved(c, drift).mT.to(self.weight))
+        return found
+
+    @cached_property
+    def seen(self) -> tuple[Tensor, Tensor]:
+        """C and K of the judging images."""
+        return self.judged.covariance.to(self.weight), self.judged.cross.to(self.weight)
 
     def misfit(self, found: Tensor, *, own: bool = False) -> float:
         """Return the error of a map M on the judging images, up to a constant.
@@ -189,11 +200,18 @@ class Regression:
         gradient, moments, judged = self.moments.gradient.to(self.weight), self.moments, self.judged
         mean, answer = (moments.mean, moments.response_mean) if own else (self.sums.mean, self.sums.other_mean)
         mean = moments.response_mean if mean is None else mean
-        c, k = judged.covariance.to(found), judged.cross.to(found)
+        c, k = self.seen
         moved = (found @ (judged.mean.to(found) - mean.to(found))[..., None])[..., 0]
         off = judged.other_mean.to(found) - answer.to(found) - moved
-        square = torch.einsum("gtu,gtn,gun->", gradient, found @ c - 2 * k, found)
+        square = ((found @ c - 2 * k) * (gradient @ found)).sum()
         return 0.5 * float(square + torch.einsum("gtu,gt,gu->", gradient, off, off))
+
+    def best(self) -> Tensor:
+        """Return the map of the smallest ridge that does nearly as well on the judging images as the best one."""
+        maps = [*self.maps(RIDGES), self.start]
+        errors = [self.misfit(each) for each in maps]
+        enough = min(errors) + NOISE * (errors[-1] - min(errors))
+        return next(each for each, error in zip(maps, errors, strict=True) if error <= enough)
 
     def map_of(self, kernel: Tensor) -> Tensor:
         """Return the map that a kernel, whose rows lie in those of the original, is."""
@@ -225,10 +243,7 @@ def best_fit(option: Option, module: nn.Module, regression: Regression) -> Refit
         target = regression.target(regression.maps([RIDGE])[0])
         factors = method.factors(target.kernel, option.rank, target.moments)
         return RefittedLayer(name, replacement(option, module, target, factors), target, 0)
-    maps = [*regression.maps(RIDGES), regression.start]
-    errors = [regression.misfit(each) for each in maps]
-    enough = min(errors) + NOISE * (errors[-1] - min(errors))
-    best = regression.target(next(each for each, error in zip(maps, errors, strict=True) if error <= enough))
+    best = regression.target(regression.best())
     own, found = own_target(option.layer, module, regression.moments), []
     for target in (best, own):
         factors = method.factors(target.kernel, option.rank, target.moments)

@@ -43,13 +43,17 @@ class Squares:
 
     def shrunk(self, sample: Tensor, target: Tensor) -> Tensor:
         """Return a sample covariance (g, d, d), of these squares, drawn to a target as far as its blocks differ."""
-        assert self.energy is not None
-        if self.blocks < 2:
-            return (1 - UNKNOWN) * sample + UNKNOWN * target
-        error = (self.energy / self.count - self.mean.square().sum((1, 2))) / (self.blocks - 1)
-        distance = (sample - target).square().sum((1, 2))
-        share = (error / distance.clamp_min(torch.finfo(sample.dtype).tiny)).clamp(0, 1)[:, None, None]
+        share = self.share((sample - target).square().sum((1, 2)))
         return (1 - share) * sample + share * target
+
+    def share(self, distance: Tensor) -> Tensor:
+        """Return the target's share (g, 1, 1), where the sample is at such a squared distance (g,) from it."""
+        assert self.energy is not None and self.total is not None
+        if self.blocks < 2:
+            return torch.full_like(distance, UNKNOWN)[:, None, None]
+        energy = (self.total * self.total.mT).sum((1, 2)) / 2 + self.total.square().sum((1, 2)) / 2  # of the symmetric part
+        error = (self.energy / self.count - energy / self.count**2) / (self.blocks - 1)
+        return (error / distance.clamp_min(torch.finfo(distance.dtype).tiny)).clamp(0, 1)[:, None, None]
 
 
 @dataclass
@@ -103,7 +107,11 @@ class Covariance:
     def shrunk(self) -> Tensor:
         """The covariance of x, drawn to its own diagonal as far as images differ."""
         sample = self.covariance
-        return self.squares.shrunk(sample, torch.diag_embed(sample.diagonal(dim1=1, dim2=2)))
+        diagonal = sample.diagonal(dim1=1, dim2=2).clone()
+        share = self.squares.share(sample.square().sum((1, 2)) - diagonal.square().sum(1))
+        sample *= 1 - share
+        sample.diagonal(dim1=1, dim2=2).copy_(diagonal)
+        return sample
 
     @property
     def other_mean(self) -> Tensor:
