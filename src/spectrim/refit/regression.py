@@ -33,8 +33,8 @@ from spectrim.refit.trace import Trace, trace
 from spectrim.sensitivity.covariance import Covariance
 from spectrim.sensitivity.moments import Sampler, grouped, lowered, spatial_shape
 
-RIDGES = (0.01, 0.05, 0.2, 1.0)  # towards the original kernel, relative to the mean diagonal of C
-NOISE = 0.05  # of what the best ridge gains: a smaller ridge that gains as much but for this is taken
+RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0)  # towards the original kernel, relative to the mean diagonal of C
+NOISE = 0.02  # of what the best ridge gains: a smaller ridge that gains as much but for this is taken
 RIDGE = 0.1  # where there are no images to choose one by
 MEMORY = 4 << 30  # bytes; half of them are for activations that wait, the rest for one chunk's own and what is lost between
 STREAMS = 2  # the original network's activations and the compressed one's
