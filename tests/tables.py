@@ -21,7 +21,7 @@ METHODS = (
     st.TiledSVD(rows=1, columns=3),
 )
 PLANAR = tuple(method for method in METHODS if method != st.SpatialSVD(axis=2))  # for kernels of two axes
-SEARCHES = (st.ALDS, st.Energy, st.Greedy, st.Interaction, st.Knapsack, st.Similarity, st.Uniform, st.VBMF)
+SEARCHES = (st.ALDS, st.Energy, st.Greedy, st.Interaction, st.Knapsack, st.Portfolio, st.Similarity, st.Uniform, st.VBMF)
 
 
 def layer_of(geometry):

@@ -15,7 +15,7 @@ from spectrim.core.plan import Plan
 from spectrim.core.search import Search
 from spectrim.factorize import CP, ChannelSVD, InputSVD, PivotSVD, SpatialSVD, TensorTrain, TiledSVD, Tucker2
 from spectrim.pipeline.config import Config
-from spectrim.search import ALDS, VBMF, Energy, Greedy, Interaction, Knapsack, Similarity, Uniform
+from spectrim.search import ALDS, VBMF, Energy, Greedy, Interaction, Knapsack, Portfolio, Similarity, Uniform
 
 Made = TypeVar("Made")
 METHODS: dict[str, tuple[Factorization, ...]] = {
@@ -34,6 +34,7 @@ SEARCHES: dict[str, Search] = {
     "Greedy": Greedy(),
     "Interaction": Interaction(),
     "Knapsack": Knapsack(),
+    "Portfolio": Portfolio(),
     "Similarity": Similarity(),
     "Uniform": Uniform(),
     "VBMF": VBMF(),

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from spectrim.network.calling import Example, batch_size
+from spectrim.pipeline.config import Config
 
-JUDGED = (1 / 8, 16, 512)  # share of the images that no fit sees, at least and at most so many
+JUDGED = (16, 512)  # images that no fit sees, at least and at most so many
 ENOUGH = 48  # images from which on some are kept away from the fits
 
 
@@ -31,14 +32,14 @@ class Images:
     further: list[Example]
 
 
-def judging(images: int) -> int:
-    """Return how many images the report judges on, beside so many for fits."""
-    share, least, most = JUDGED
+def judging(images: int, share: float) -> int:
+    """Return how many images judge, beside so many for fits, where such a share is asked for."""
+    least, most = JUDGED
     return min(most, max(least, int(share * images)))
 
 
 def collect(
-    calibration: Iterable[Any] | None, example: Example, images: int, batch: int, *, further: int = 0, unit: int = 1
+    calibration: Iterable[Any] | None, example: Example, config: Config, batch: int, *, further: int = 0, unit: int = 1
 ) -> Images:
     """Read images, and divide them by purpose.
 
@@ -46,7 +47,7 @@ def collect(
         calibration: Iterable of inputs or (inputs, targets), or one tensor; None gives no batches.
         example: Says what inputs look like. Its tensors with the batch in dimension 0 come from the items, all else (flags,
             constant tables, None) from the example itself.
-        images: How many are for fits at most; they stay in memory.
+        config: How many are for fits at most (they stay in memory), and which share judges.
         batch: Size of the batches returned.
         further: How many are read beyond those of fits and judgement; only whole batches of these are returned.
         unit: Batches are multiples of so many, for networks whose examples belong together.
@@ -61,7 +62,8 @@ def collect(
         calibration = [calibration]
     if not isinstance(calibration, Iterable):
         raise TypeError(f"the calibration data is {type(calibration).__name__}; it must be an iterable of batches")
-    wanted = images + judging(images) + further
+    images = config.images
+    wanted = images + judging(images, config.judging) + further
     columns: list[list[Tensor]] = [[] for _ in _columns(example)]
     read = 0
     for item in calibration:
@@ -74,7 +76,7 @@ def collect(
     if not read:
         raise ValueError("the calibration data is empty; give at least one batch (a generator can be read only once)")
     whole = [torch.cat(column) for column in columns]
-    judged = 0 if read < ENOUGH else judging(min(read, images)) // unit * unit
+    judged = 0 if read < ENOUGH else judging(min(read, images), config.judging) // unit * unit
     first = min(images, read - judged)
     first = max(first // unit * unit, min(first, unit))
     batch = max(batch // unit * unit, unit)

@@ -32,12 +32,13 @@ class Config:
         harm: What a change of the outputs costs, `harm(outputs, reference)`: a number, the mean over the batch, zero where both
             are equal, twice differentiable and growing with the square of the difference. None is KL divergence for class
             logits, and squared error relative to the output's mean square for others.
-        images: How many calibration images the fits see at most. An eighth as many more (16 to 512) are read to judge by, and
-            more still for a rank selection that measures; where there are no more, they are taken from these.
+        images: How many calibration images the fits see at most. More are read to judge by, and more still for a rank selection
+            that measures; where there are no more, they are taken from these.
+        judging: How many as a share of them (16 to 512) judge options, ridges and the result: no fit sees these.
         batch: Images that go through the network at once.
-        memory: Bytes that the activations of the refit may take, and an eighth of it the moments of one layer; layers and
-            images beyond it are left out.
-        seed: Of sampled labels and positions.
+        memory: Bytes. Half of it is for activations that wait in the refit, or for those of one batch going back, an eighth
+            for the moments of one layer; layers and images beyond it are left out, batches made smaller.
+        seed: Of random vectors and positions.
         cache: Folder that keeps finished pieces of work, so that the same call goes on where it was interrupted. Nothing is
             kept where it cannot be told what `harm` depends on.
         progress: Called with the name of the stage and the share of it that is done.
@@ -53,6 +54,7 @@ class Config:
     gradient: bool = True
     harm: Harm | None = None
     images: int = 1024
+    judging: float = 0.125
     batch: int = 128
     memory: int = 4 << 30
     seed: int = 0
@@ -82,6 +84,8 @@ class Config:
         """Check the numbers, and what is a record of its own."""
         if self.reconstruct is not None and not isinstance(self.reconstruct, Reconstruct):
             raise TypeError(f"reconstruct is {self.reconstruct!r}; it must be Reconstruct(...), or None for no gradient steps")
+        if not isinstance(self.judging, (int, float)) or not 0 < self.judging < 1:
+            raise ValueError(f"judging is {self.judging!r}; it must be a share between 0 and 1, such as 0.125")
         for name in ("multiple_of", "images", "batch", "memory"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a whole number of at least 1")

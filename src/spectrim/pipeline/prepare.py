@@ -126,12 +126,12 @@ def prepare(
     together = examples_together(model, example)
     further = 0 if plan is not None else min(config.search.images, _held(example))
     found = _allowed(survey(model, example), config)
-    images = collect(calibration, example, config.images, _batch(found, config), further=further, unit=together)
+    images = collect(calibration, example, config, _batch(found, config), further=further, unit=together)
     check_reconstruct(images, example, config, together)
     given = None if plan is None else checked(plan, found)
     harm = config.harm or output_harm
     outputs = check_outputs(model, images, config, together) if images.fitting else None
-    key = _key(model, [*images.fitting, *images.further], config)
+    key = _key(model, [*images.fitting, *images.unseen, *images.further], config)
     ledger = _ledger(config, key, example)
     moments = _moments(ledger, model, found, images.fitting, config) if images.fitting else None
     offered = {layer: _offers(layer, config, moments, given) for layer in found.layers}
