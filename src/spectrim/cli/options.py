@@ -122,8 +122,8 @@ class Choice:
         methods: Comma-separated decompositions, such as ChannelSVD,SpatialSVD,Tucker2; SpatialSVD and CP stand for both of
             their kinds. Your own: my_module:MyMethod or file.py:MyMethod, a class or any callable without arguments that
             makes one; the current folder is searched too. With --plan only to import what the plan names.
-        search: Rank selection: Portfolio, Knapsack, Interaction, Uniform, Energy, VBMF, ALDS, Greedy, Similarity, or your own as
-            in --methods: my_module:MySearch or file.py:MySearch.
+        search: Rank selection: Portfolio, Knapsack, Interaction, Uniform, Energy, VBMF, ALDS, Greedy, Similarity, or your own
+            as in --methods: my_module:MySearch or file.py:MySearch.
         exclude: Name patterns of layers to leave alone.
         multiple_of: Only ranks that are multiples of this.
         images: Calibration images for the fits; an eighth as many more judge the result. A small source is divided among both.
