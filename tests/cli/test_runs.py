@@ -64,7 +64,7 @@ def fail_in_the_refit(files, out, monkeypatch):
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules["spectrim.pipeline.realize"], "refit", full)
+        patch.setattr(sys.modules["spectrim.pipeline.fitted"], "refit", full)
         assert cli.main(compressing(files, out, "--keep", "0.5")) == 2
 
 

@@ -95,7 +95,7 @@ def _put_right(  # noqa: PLR0913, PLR0917
         for (layer, offers), numbers in zip(offered.items(), chosen, strict=True)
     )
     found: dict[str, np.ndarray] = {}
-    for names in _portions(offered, chosen, config.memory // 4):
+    for names in _portions(offered, chosen, config.memory // 8):
         what = hashlib.blake2b(f"{identities} {sorted(names)}".encode()).hexdigest()
         with ledger.piece(f"unseen {what}") as piece:
             if piece.entry is None:
