@@ -33,7 +33,7 @@ def few():
     torch.manual_seed(0)
     model, x, fresh = Wide().eval(), torch.randn(448, 3, 5, 5), torch.randn(1000, 3, 5, 5)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibration, "JUDGED", (1 / 8, 400, 512))
+        patch.setattr(calibration, "JUDGED", (400, 512))
         config = st.Config(methods=(st.ChannelSVD(),), images=48, refit=False)
         prepared = st.prepare(model, x[:1], calibration=[x], config=config)
         patch.setattr(Squares, "share", lambda self, distance: torch.zeros_like(distance)[:, None, None])

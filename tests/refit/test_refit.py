@@ -161,18 +161,18 @@ def without_stem(model, x, share=0.5):
 @pytest.mark.parametrize("size", [1, 4])
 @pytest.mark.parametrize("room", [1, 6, 11, 100])
 def test_memory_bounds_the_images_that_wait_at_each_layer(room, size):
-    """As many chunks as fit, one at least, of two streams in half of the memory; late layers, whose maps are small, see more."""
+    """As many chunks as fit, one at least, of two streams in a quarter of the memory; late layers, whose maps are small, see more."""
     x = torch.randn(24, 3, 8, 8)
     model = settle(Residual(), x)
     batches, moments = list(x.split(size)), gathered(model, x)[1]
     plan, seen = without_stem(model, x), []
     waiting = trace(model, list(plan), x[:2]).waiting
-    memory = 2 * regression.STREAMS * waiting["conv1"] * room
+    memory = regression.PART * regression.STREAMS * waiting["conv1"] * room
     model.stem.register_forward_hook(lambda m, a, y: seen.append(len(a[0])))
     found = list(refit(model, plan, batches, moments, memory=memory))
     images, least = [layer.images for layer in found], 24
     for layer in reversed(found):  # what waits somewhere waits behind, too
-        fit = memory // (2 * regression.STREAMS * waiting[layer.name])
+        fit = memory // (regression.PART * regression.STREAMS * waiting[layer.name])
         least = min(least, max(size, fit // size * size))
         assert layer.images == least
     assert sum(seen) == 2 * min(2, size) + 2 * images[-1]  # two first runs, then both streams of all that wait anywhere
@@ -198,7 +198,7 @@ def test_late_chunks_bring_what_they_would_have_brought(unshrunk):
     model = settle(Residual().double(), x)
     batches, moments = list(x.split(2)), gathered(model, x)[1]
     plan = without_stem(model, x)
-    memory = 2 * regression.STREAMS * 6 * trace(model, list(plan), x[:2]).waiting["conv1"]
+    memory = regression.PART * regression.STREAMS * 6 * trace(model, list(plan), x[:2]).waiting["conv1"]
     found = {layer.name: layer for layer in refit(model, plan, batches, moments, memory=memory)}
     assert found["conv1"].images < found["head"].images
     before = {}

@@ -36,8 +36,8 @@ class Config:
             that measures; where there are no more, they are taken from these.
         judging: How many as a share of them (16 to 512) judge options, ridges and the result: no fit sees these.
         batch: Images that go through the network at once.
-        memory: Bytes. Half of it is for activations that wait in the refit, or for those of one batch going back, an eighth
-            for the moments of one layer; layers and images beyond it are left out, batches made smaller.
+        memory: Bytes. Half of it is for the activations of one batch going back, a quarter for those that wait in the refit,
+            an eighth for the moments of one layer; layers and images beyond it are left out, batches made smaller.
         seed: Of random vectors and positions.
         cache: Folder that keeps finished pieces of work, so that the same call goes on where it was interrupted. Nothing is
             kept where it cannot be told what `harm` depends on.

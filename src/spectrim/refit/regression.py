@@ -36,7 +36,8 @@ from spectrim.sensitivity.moments import Sampler, grouped, lowered, spatial_shap
 RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0)  # towards the original kernel, relative to the mean diagonal of C
 NOISE = 0.02  # of what the best ridge gains: a smaller ridge that gains as much but for this is taken
 RIDGE = 0.1  # where there are no images to choose one by
-MEMORY = 4 << 30  # bytes; half of them are for activations that wait, the rest for one chunk's own and what is lost between
+MEMORY = 4 << 30  # bytes
+PART = 4  # one part of the memory in so many is for activations that wait; one chunk's own and the sums need room, too
 STREAMS = 2  # the original network's activations and the compressed one's
 TWICE = "one forward calls it more than once"
 POOLED = "it has too many groups for a covariance of each one's inputs"
@@ -277,7 +278,7 @@ def _rooms(found: Trace, sites: Sequence[str], chunks: Sequence[Example], memory
     sizes = list(itertools.accumulate(batch_size(chunk) for chunk in chunks))
     rooms, room = {}, len(chunks)
     for name in reversed(sites):  # what waits here waits behind, too
-        images = memory // max(1, 2 * STREAMS * found.waiting[name])
+        images = memory // max(1, PART * STREAMS * found.waiting[name])
         room = min(room, max(1, bisect.bisect_right(sizes, images)))
         rooms[name] = room
     return dict(reversed(rooms.items()))

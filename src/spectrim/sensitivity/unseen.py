@@ -71,7 +71,9 @@ class OptionSketch:
             batch: Inputs in the form of the example.
         """
         size = batch_size(batch)
-        sums = {name: torch.zeros(size, len(each.kernels), dtype=torch.float64) for name, each in self.changes.items()}
+        sums = {
+            name: torch.zeros(size, len(each.kernels), dtype=torch.float64, device="cpu") for name, each in self.changes.items()
+        }
         total = {name: torch.zeros_like(each) for name, each in sums.items()}
         hooks = {name: _observer(each, sums[name]) for name, each in self.changes.items()}
         for _ in pulled_back(model, batch, hooks, self.harm, self.noise, draws=DRAWS):
