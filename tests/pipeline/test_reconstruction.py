@@ -63,6 +63,19 @@ def test_what_unseen_images_do_not_agree_to_goes_back(case, found, monkeypatch):
     assert "taken back: the harm on unseen images did not fall" in realized.notes[0]
 
 
+def test_the_order_of_a_pivot_goes_back_too(case, monkeypatch):
+    """Refits on the way change which outputs are passed on, which a buffer holds."""
+    model, x, _ = case
+    prepared = st.prepare(model, x[:1], calibration=[x], config=dataclasses.replace(CONFIG, methods=(st.PivotSVD(),)))
+    plan = st.choose(prepared, st.Keep(0.5))
+    before = st.realize(without(prepared), plan)
+    assert any(name.endswith("order") for name in before.model.state_dict())
+    assert "gradient steps were taken" in st.realize(prepared, plan).notes[0]
+    monkeypatch.setattr(reconstruction, "batch_harms", lambda *_: [1.0])
+    again = st.realize(prepared, plan)
+    torch.testing.assert_close(again.model.state_dict(), before.model.state_dict(), rtol=0, atol=0)
+
+
 def test_a_block_whose_error_rises_on_unseen_images_keeps_its_fit(found, monkeypatch):
     prepared, plan, whole = found
     fit_block, bad = reconstruction.fit_block, "conv2"

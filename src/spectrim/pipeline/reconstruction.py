@@ -121,19 +121,24 @@ def _judged(
 
 
 def parameters(small: nn.Module, names: Sequence[str] | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return copies of the parameters of some modules, or of parameters, by their names."""
+    """Return copies of the parameters and buffers of some modules, or of those with such names."""
     if isinstance(names, Mapping):
-        return {name: small.get_parameter(name).detach().clone() for name in names}
-    return {
-        f"{name}.{key}": value.detach().clone() for name in names for key, value in small.get_submodule(name).named_parameters()
-    }
+        return {name: _tensor(small, name).detach().clone() for name in names}
+    return {f"{name}.{key}": value.clone() for name in names for key, value in small.get_submodule(name).state_dict().items()}
 
 
 def put(small: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Give parameters of these names other values."""
+    """Give parameters and buffers of these names other values."""
     with torch.no_grad():
         for name, value in tensors.items():
-            small.get_parameter(name).copy_(value)
+            _tensor(small, name).copy_(value)
+
+
+def _tensor(small: nn.Module, name: str) -> Tensor:
+    """Return the parameter or buffer of this name."""
+    place, _, own = name.rpartition(".")
+    found: Tensor = getattr(small.get_submodule(place), own)
+    return found
 
 
 def _passes(task: Task, images: int, share: float, blocks: int) -> dict[str, float]:
