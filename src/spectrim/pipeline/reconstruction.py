@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from spectrim.core.plan import Plan
-from spectrim.network.calling import batch_size, count, cuda_devices
+from spectrim.network.calling import Example, batch_size, count, cuda_devices, head, tail
 from spectrim.pipeline.cache import Entry, Ledger
 from spectrim.pipeline.prepare import Prepared
 from spectrim.refit.blocks import Block, find_blocks
@@ -18,6 +20,7 @@ from spectrim.refit.reconstruct import Task, fit_block
 from spectrim.refit.regression import refit
 from spectrim.sensitivity.measured import batch_harms
 
+PART = 8  # images whose harms are one observation
 BACK = "reconstruction kept back: unseen images disagreed"
 
 
@@ -37,8 +40,10 @@ class Reconstructed:
 def reconstruct(prepared: Prepared, plan: Plan, small: nn.Module, ledger: Ledger, name: str) -> Reconstructed:
     """Refit the layers of each block to the blocks before it, and take gradient steps on them, in order of execution.
 
-    A block's steps stay if its error falls on unseen images, too; all of it stays if in the end the network's harm on these is
-    lower. That harm cannot judge one block: the layers behind it are fitted to what it gave before, until their turn comes.
+    A block's steps stay if its error falls on unseen images, too; all of it stays unless in the end the network's harm on these
+    is higher by more than the standard error of the difference: the plan and its ridges were chosen on the same images, so what
+    was there before looks a little too good on them. That harm cannot judge one block: the layers behind it are fitted to what
+    it gave before, until their turn comes.
 
     Args:
         prepared: The original network and its images.
@@ -69,12 +74,13 @@ def reconstruct(prepared: Prepared, plan: Plan, small: nn.Module, ledger: Ledger
             ledger.tick("reconstruct", done / (len(blocks.found) + 1))
         harms = _judged(prepared, small, before, ledger, name)
     what = f"gradient steps were taken, without labels: {options.steps} of Adam on each of {len(blocks.found)} blocks"
-    if harms[1] < harms[0]:
-        note = f"{what}; {len(kept)} were kept, and the harm on unseen images fell from {harms[0]:.3g} to {harms[1]:.3g}"
+    before_it, after_it, error = harms
+    if kept and after_it < before_it + error:
+        note = f"{what}; {len(kept)} were kept, and the harm on unseen images went from {before_it:.3g} to {after_it:.3g}"
     else:
         put(small, before)
         said |= dict.fromkeys(kept, BACK)
-        note = f"{what}, and taken back: the harm on unseen images did not fall"
+        note = f"{what}, and taken back: the harm on unseen images went from {before_it:.3g} to {after_it:.3g}"
     decisions = {layer: f"{text} (block {block.name})" for block, text in said.items() for layer in block.layers}
     return Reconstructed(decisions | {layer: f"not reconstructed: {why}" for layer, why in blocks.left.items()}, (note,))
 
@@ -105,19 +111,29 @@ def _block(task: Task, block: Block, again: Mapping[str, Tensor]) -> Entry:
 
 def _judged(
     prepared: Prepared, small: nn.Module, before: Mapping[str, Tensor], ledger: Ledger, name: str
-) -> tuple[float, float]:
-    """Return the harm on the unseen images before and after the reconstruction."""
+) -> tuple[float, float, float]:
+    """Return the harm on the unseen images before and after the reconstruction, and the standard error of the difference."""
     with ledger.piece(f"{name} judged") as piece:
         if piece.entry is None:
-            sizes, harms, after = [batch_size(batch) for batch in prepared.unseen], [], parameters(small, before)
+            step = max(1, PART // prepared.unit) * prepared.unit
+            parts = [part for batch in prepared.unseen for part in _cut(batch, step)]
+            sizes, values, after = np.array([batch_size(part) for part in parts]), [], parameters(small, before)
             for tensors in (before, after):
                 put(small, tensors)
-                values = batch_harms(prepared.model, small, prepared.unseen, prepared.harm)
-                harms.append(sum(size * value for size, value in zip(sizes, values, strict=True)) / sum(sizes))
+                values.append(np.array(batch_harms(prepared.model, small, parts, prepared.harm)))
+            gaps = values[1] - values[0]
+            error = float(gaps.std(ddof=1)) / math.sqrt(len(parts)) if len(parts) > 1 else 0.0
+            harms = [*(float((sizes * each).sum() / sizes.sum()) for each in values), error]
             ledger.passed(forward=4 * count(prepared.unseen) / count(prepared.calibration))
             piece.entry = Entry({}, {"harms": harms})
-    old, new = piece.entry.numbers["harms"]
-    return old, new
+    old, new, error = piece.entry.numbers["harms"]
+    return old, new, error
+
+
+def _cut(batch: Example, step: int) -> list[Example]:
+    """Return a batch in parts of so many images."""
+    size = batch_size(batch)
+    return [head(tail(batch, size - start), step) for start in range(0, size, step)]
 
 
 def parameters(small: nn.Module, names: Sequence[str] | Mapping[str, Tensor]) -> dict[str, Tensor]:
