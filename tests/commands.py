@@ -1,5 +1,7 @@
 """Command lines that the tests of the command line share."""
 
+from spectrim.pipeline import reconstruction
+
 FAST = ("--methods", "ChannelSVD,SpatialSVD")  # CP's fits take most of the time
 
 
@@ -18,3 +20,17 @@ def training(files, out, *more):
     every = ["--every", "3"] if {"--keep", "--plan"} & set(more) and "--every" not in more else []
     methods = () if "--plan" in more else FAST
     return [*common, *methods, "--epochs", "2", *every, "--out", str(out), *more]
+
+
+def interrupted_block(monkeypatch, number):
+    """Interrupt the reconstruction once, in the block of this number; returns the names of the blocks that are begun."""
+    fit_block, begun = reconstruction.fit_block, []
+
+    def interrupting(task, block):
+        begun.append(block.name)
+        if len(begun) == number:
+            raise KeyboardInterrupt
+        return fit_block(task, block)
+
+    monkeypatch.setattr(reconstruction, "fit_block", interrupting)
+    return begun

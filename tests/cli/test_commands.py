@@ -8,11 +8,10 @@ import torch
 from safetensors.torch import save_file
 
 import spectrim
-from commands import compressing, training
+from commands import compressing, interrupted_block, training
 from spectrim import cli
 from spectrim.cli.models import make_model
 from spectrim.demo import demo_images, demo_model
-from spectrim.pipeline import reconstruction
 
 
 def test_compress_and_evaluate(files, tmp_path, capsys):
@@ -286,15 +285,7 @@ def test_faults_before_the_work_begins(files, tmp_path, capsys, change, code, ma
 def test_gradient_steps_after_the_fits(files, tmp_path, capsys, monkeypatch):
     """Interrupted in the second block, gone on with, and told."""
     monkeypatch.setattr("spectrim.cli.options.Reconstruct", functools.partial(spectrim.Reconstruct, steps=3))
-    fit_block, blocks = reconstruction.fit_block, []
-
-    def interrupting(task, block):
-        blocks.append(block.name)
-        if len(blocks) == 2:
-            raise KeyboardInterrupt
-        return fit_block(task, block)
-
-    monkeypatch.setattr(reconstruction, "fit_block", interrupting)
+    blocks = interrupted_block(monkeypatch, 2)
     command = compressing(files, tmp_path / "run", "--keep", "0.4", "--reconstruct", "--mirror", "--json")
     assert cli.main(command) == 130
     assert cli.main([*command, "--resume"]) == 0

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import spectrim as st
+from commands import interrupted_block
 from nets import InPlace, Residual, settle
 from spectrim.pipeline import reconstruction
 from spectrim.sensitivity.measured import measured_harm
@@ -119,15 +120,7 @@ def test_the_network_given_and_the_random_numbers_stay(case):
 
 def test_interrupted_and_gone_on_with(case, found, tmp_path, monkeypatch):
     model, x, _ = case
-    fit_block, fitted = reconstruction.fit_block, []
-
-    def interrupting(task, block):
-        fitted.append(block.name)
-        if len(fitted) == 3:
-            raise KeyboardInterrupt
-        return fit_block(task, block)
-
-    monkeypatch.setattr(reconstruction, "fit_block", interrupting)
+    fitted = interrupted_block(monkeypatch, 3)
     config = dataclasses.replace(CONFIG, cache=tmp_path)
     prepared = st.prepare(model, x[:1], calibration=[x], config=config)
     plan = st.choose(prepared, st.Keep(0.5))

@@ -82,3 +82,18 @@ def test_multiples_between_the_ranks_that_cp_is_fitted_at(multiple_of):
     exact = method.losses(weight, offers(layer, [method], moments, multiple_of=multiple_of)[0][1], moments)
     at = dict(zip(offers(layer, [method], moments, multiple_of=multiple_of)[0][1], exact, strict=True))
     assert all(found[rank] == at[rank] for rank in fitted)
+
+
+@pytest.mark.parametrize("multiple_of", [1, 3, 8])
+def test_every_column_has_a_score_for_every_option(multiple_of):
+    """Also between fitted ranks, where one column falls to nothing sooner than another."""
+    layer = st.find_layers(nn.Sequential(nn.Conv2d(24, 24, 3)), torch.randn(1, 24, 8, 8))[0]
+    offered = [(st.CP(depthwise="kernel"), [1, 4, 9, 20, 40, 70])]
+    first, other = [[1.0, 0.5, 0.2, 0.1, 0.05, 0.01]], [[1.0, 0.1, 1e-3, 1e-5, 1e-7, 0.0]]
+    row = layer_menu(layer, offered, first, bias=False, multiple_of=multiple_of, more={"other": other})
+    assert len(row.options) == len(row.scores["response"]) == len(row.scores["other"]) > 2
+    for option, harm, score in zip(row.options, row.scores["response"], row.scores["other"], strict=True):
+        if option.rank in offered[0][1]:
+            number = offered[0][1].index(option.rank)
+            assert (harm, score) == (first[0][number], other[0][number])
+        assert option.rank == 0 or (option.rank % multiple_of == 0 and score <= harm)

@@ -71,6 +71,14 @@ def eye_like(size: int, tensor: Tensor) -> Tensor:
     return torch.eye(size, dtype=tensor.dtype, device=tensor.device)
 
 
+def map_between(weight: Tensor, kernel: Tensor) -> Tensor:
+    """Return the map N (g, T, T) of outputs with N W = K, for a kernel K whose rows lie in those of W, both (g, T, n)."""
+    gram = weight @ weight.mT
+    damped = gram + 1e-10 * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] * eye_like(gram.shape[1], gram)
+    found: Tensor = torch.linalg.solve(damped, weight @ kernel.mT).mT
+    return found
+
+
 def output_metric(weight: Tensor, moments: Moments | None) -> Tensor:
     """Return G (g, T, T), or the identity without moments."""
     if moments is not None:

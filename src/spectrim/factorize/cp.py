@@ -30,7 +30,7 @@ SENSITIVITY = (0.03, 3e-4)  # weight of the terms' own squared norms in the firs
 WIDTH = 2  # dimensions of each mode in which they work, in units of the rank
 STEP = 1.32  # ratio of neighbouring ranks on the menu
 WORK = 200_000_000  # multiply-adds of half a sweep: rank times the weight's elements
-_fits = WeakTensorKeyDictionary()  # of layers whose moments are still in memory, by their G: the kernel, C and what was found
+_fits = WeakTensorKeyDictionary()  # of layers whose moments are still in memory, by their C: the kernel, G and what was found
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class CP(Factorization):
         sizes = (t, s, *self._sizes(kernel))
         root, scale, inverse = roots
         weighted = torch.einsum("gut,gtsk,gsv->guvk", root, weight.flatten(3), scale).reshape(g, *sizes)
-        spaces = [[left_vectors(tensor.movedim(mode, 0).flatten(1)) for mode in range(len(sizes))] for tensor in weighted]
+        spaces: list[list[Tensor]] = []  # of every unfolding, once they are needed
         ones = (1,) * len(kernel)
         for rank in ranks:
             assert isinstance(rank, int)
@@ -138,6 +138,9 @@ class CP(Factorization):
                 groups = [_units(tensor, rank) for tensor in weight.reshape(g, *sizes)]
                 modes = [torch.stack(mode) for mode in zip(*groups, strict=True)]
             else:
+                spaces = spaces or [
+                    [left_vectors(tensor.movedim(mode, 0).flatten(1)) for mode in range(len(sizes))] for tensor in weighted
+                ]
                 starts = self._modes(last, root, scale) if last else [_start(left, rank) for left in spaces]
                 groups = [_alternate(*each, near=bool(last)) for each in zip(weighted, starts, spaces, strict=True)]
                 modes = [torch.stack(mode) for mode in zip(*groups, strict=True)]  # (g, size, r) for T, S, kernel
@@ -180,18 +183,13 @@ class CP(Factorization):
 
 def _known(weight: Tensor, moments: Moments | None) -> dict[Any, tuple[Tensor, ...]]:
     """Return the factors that were found so far for a kernel in this norm, by method and rank; new ones are put there, too."""
-    if moments is None:
+    if moments is None or moments.covariance is None:
         return {}
     known: dict[Any, tuple[Tensor, ...]]
-    kernel, covariance, known = _fits.get(moments.gradient, (None, None, {}))
-    if (
-        kernel is None
-        or covariance is not moments.covariance
-        or kernel.shape != weight.shape
-        or not torch.equal(kernel, weight)
-    ):
+    kernel, gradient, known = _fits.get(moments.covariance, (None, None, {}))
+    if kernel is None or gradient is not moments.gradient or not torch.equal(kernel, weight):
         known = {}
-        _fits[moments.gradient] = weight, moments.covariance, known
+        _fits[moments.covariance] = weight, moments.gradient, known
     return known
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from spectrim.core.factorization import Moments, by_groups
 from spectrim.core.layer import Layer
 from spectrim.core.plan import Option
-from spectrim.factorize.algebra import canonical_shape, eye_like, from_canonical, to_canonical
+from spectrim.factorize.algebra import canonical_shape, from_canonical, map_between, to_canonical
 from spectrim.network.disguise import effective_weight
 from spectrim.network.pivot import Pivot, units
 
@@ -92,9 +92,7 @@ def replacement(option: Option, module: nn.Module, target: Target, factors: Sequ
         kept = new @ moments.mean[..., None]
     else:  # the map N with N W = W_r, applied to the mean of W x
         assert target.linear is not None
-        gram = old @ old.mT
-        ridge = 1e-10 * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] * eye_like(gram.shape[1], gram)
-        kept = torch.linalg.solve(gram + ridge, old @ new.mT).mT @ target.linear[..., None]
+        kept = map_between(old, new) @ target.linear[..., None]
     return build(option, module, factors, (moments.response_mean - kept[..., 0]).flatten())
 
 

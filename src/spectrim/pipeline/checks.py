@@ -83,7 +83,7 @@ def check_reconstruct(images: Images, example: Example, config: Config, together
     if config.reconstruct is None:
         return
     if not images.unseen:
-        found, least, share = count(images.fitting), JUDGED[1], round(1 / JUDGED[0])
+        found, least, share = count(images.fitting), JUDGED[0], math.ceil(1 / config.judging)
         given = f"with {found} calibration images none are kept away from the fits" if found else "there are none"
         raise ValueError(
             "reconstruct keeps a block's gradient steps only if calibration images that no fit has seen agree, and "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,8 +12,9 @@ from torch import nn
 
 from spectrim.core.factorization import Moments, by_groups
 from spectrim.core.layer import Layer
-from spectrim.core.menu import CAUTIOUS, CLOSED, RESPONSE, LayerMenu
+from spectrim.core.menu import CAUTIOUS, CLOSED, LayerMenu
 from spectrim.core.plan import Option
+from spectrim.factorize.algebra import map_between
 from spectrim.network.build import check_factors, check_merged, working_weight
 from spectrim.network.calling import Example, count
 from spectrim.pipeline.cache import Entry, Ledger
@@ -51,9 +51,9 @@ def menus(
             harms, plain = _put_right(ledger, model, offered, closed, moments, unseen, config)
     rows = []
     for (layer, offers), *columns in zip(offered.items(), harms, plain, closed, strict=True):
-        found = [layer_menu(layer, offers, own, bias=moments is not None, multiple_of=config.multiple_of) for own in columns]
-        scores = {name: each.scores[RESPONSE] for name, each in zip((RESPONSE, CAUTIOUS, CLOSED), found, strict=True)}
-        rows.append(replace(found[0], scores=scores))
+        own, *others = columns
+        more = dict(zip((CAUTIOUS, CLOSED), others, strict=True))
+        rows.append(layer_menu(layer, offers, own, bias=moments is not None, multiple_of=config.multiple_of, more=more))
     return rows
 
 
@@ -118,7 +118,8 @@ def _put_right(  # noqa: PLR0913, PLR0917
             seen = found.get(layer.name, np.zeros((count(unseen), 0)))[:, start : start + len(indices)]
             sketches[-1].append(Sketched(np.array(harms)[indices], seen))
             start += len(indices)
-    return corrected(sketches, closed), cautious(sketches, closed)
+    right = corrected(sketches, closed)
+    return right, cautious(sketches, closed, right)
 
 
 def _portions(
@@ -159,20 +160,8 @@ def _changes(
             for rank, merged in zip(wanted, kernels, strict=True):
                 check_merged(Option(layer, method, rank), merged, kernel)
                 change = (kernel - merged).flatten(2)
-                own.append((change if inputs else _of_outputs(change, kernel.flatten(2))).float())
+                own.append((change if inputs else map_between(kernel.flatten(2), change)).float())
         found.append(own)
     mean = moments.mean if moments.mean is not None else moments.response_mean
     stacked = torch.stack([torch.cat(each) for each in zip(*found, strict=True)])
     return Changes(layer, mean, stacked, inputs)
-
-
-def _of_outputs(change: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Return E (g, T, T) with E W = D, where D's rows lie in those of W."""
-    gram = weight @ weight.mT
-    ridge = (
-        1e-10
-        * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
-        * torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
-    )
-    found: torch.Tensor = torch.linalg.solve(gram + ridge, weight @ change.mT).mT
-    return found

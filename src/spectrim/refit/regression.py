@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from spectrim.core.factorization import Moments
 from spectrim.core.layer import Layer
 from spectrim.core.plan import Option, Plan
-from spectrim.factorize.algebra import eye_like, ridge
+from spectrim.factorize.algebra import eye_like, map_between, ridge
 from spectrim.network.build import Target, factorized, original_bias, own_target, replacement, working_weight
 from spectrim.network.calling import Example, batch_size, count, head
 from spectrim.network.copying import duplicate
@@ -216,11 +216,7 @@ class Regression:
 
     def map_of(self, kernel: Tensor) -> Tensor:
         """Return the map that a kernel, whose rows lie in those of the original, is."""
-        if self.in_inputs:
-            return kernel.flatten(2)
-        flat = self.weight.flatten(2)
-        gram = flat @ flat.mT
-        return _solved(gram + ridge(gram, 1e-10) * eye_like(gram.shape[1], gram), flat @ kernel.flatten(2).mT).mT
+        return kernel.flatten(2) if self.in_inputs else map_between(self.weight.flatten(2), kernel.flatten(2))
 
     def target(self, found: Tensor) -> Target:
         """Return what a layer is to be factorized to: the kernel of a map, in which norm, and its mean answer."""

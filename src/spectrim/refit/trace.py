@@ -140,13 +140,7 @@ def trace(model: nn.Module, names: Sequence[str], batch: Example) -> Trace:
 
         return record
 
-    handles = [model.get_submodule(name).register_forward_hook(hook(name), prepend=True) for name in names]
-    try:
-        with torch.no_grad(), uncached(), tracer:
-            call(model, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    _run(model, {name: hook(name) for name in names}, batch, tracer)
     counts = Counter(calls)
     additions: dict[int, tuple[int, Addition]] = {}
     for index, operand, chain in tracer.found:
@@ -158,6 +152,17 @@ def trace(model: nn.Module, names: Sequence[str], batch: Example) -> Trace:
     found = {index: addition for index, (_, addition) in additions.items()}
     tracer.alive.clear()
     return Trace(once, found, _waiting(model, once, found, batch))
+
+
+def _run(model: nn.Module, hooks: Mapping[str, Callable[..., None]], batch: Example, mode: TorchDispatchMode) -> None:
+    """Run a batch under a dispatch mode, with forward hooks at layers."""
+    handles = [model.get_submodule(name).register_forward_hook(hook, prepend=True) for name, hook in hooks.items()]
+    try:
+        with torch.no_grad(), uncached(), mode:
+            call(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class _Living(TorchDispatchMode):
@@ -189,16 +194,7 @@ class _Living(TorchDispatchMode):
 def _waiting(model: nn.Module, names: Sequence[str], additions: Mapping[int, Addition], batch: Example) -> dict[str, int]:
     """Return the bytes of one example that are alive at each layer, or at the addition where it is fitted."""
     living = _Living({index: addition.layer for index, addition in additions.items()})
-    handles = [
-        model.get_submodule(name).register_forward_hook(lambda module, args, output, name=name: living.note(name), prepend=True)
-        for name in names
-    ]
-    try:
-        with torch.no_grad(), uncached(), living:
-            call(model, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    _run(model, {name: lambda module, args, output, name=name: living.note(name) for name in names}, batch, living)
     return {name: size // batch_size(batch) for name, size in living.found.items()}
 
 

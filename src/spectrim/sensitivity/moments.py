@@ -45,7 +45,7 @@ class Sampler:
 
     Args:
         seed: Of the random positions.
-        examples: How many examples will be seen in all; shares `POSITIONS` among them, at most `EACH` to one.
+        examples: How many examples will be seen in all; shares the positions among them.
     """
 
     def __init__(self, seed: int, examples: int) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from spectrim.core.factorization import Factorization, Moments, Rank, as_tuple, fit_of, pays
 from spectrim.core.layer import Layer
-from spectrim.core.menu import LayerMenu
+from spectrim.core.menu import RESPONSE, LayerMenu
 from spectrim.core.plan import Option
 
 ROUNDING = 1e-9  # how far below nothing a harm may come to lie by rounding
@@ -63,7 +64,13 @@ def sound(losses: Any, method: Factorization, layer: Layer, ranks: Sequence[Rank
 
 
 def layer_menu(
-    layer: Layer, offered: Sequence[Offer], harms: Sequence[Sequence[float]], *, bias: bool, multiple_of: int = 1
+    layer: Layer,
+    offered: Sequence[Offer],
+    harms: Sequence[Sequence[float]],
+    *,
+    bias: bool,
+    multiple_of: int = 1,
+    more: Mapping[str, Sequence[Sequence[float]]] | None = None,
 ) -> LayerMenu:
     """Return the menu of one layer; its first option leaves the layer alone.
 
@@ -73,25 +80,32 @@ def layer_menu(
         harms: Predicted harm of each method and rank.
         bias: Whether replacements have a corrected bias.
         multiple_of: Only ranks that are multiples of this.
+        more: Other columns of scores by name, for the same methods and ranks.
     """
-    options, column = [Option(layer)], [0.0]
-    for (method, ranks), losses in zip(offered, harms, strict=True):
-        found = dict(zip(ranks, losses, strict=True)) | _between(ranks, losses, multiple_of)
+    names, tables = [RESPONSE, *(more or {})], [harms, *(more or {}).values()]
+    options, columns = [Option(layer)], [[0.0] for _ in names]
+    for number, (method, ranks) in enumerate(offered):
+        scores = np.array([table[number] for table in tables])  # (columns, ranks)
+        found = dict(zip(ranks, scores.T, strict=True)) | _between(ranks, scores, multiple_of)
         for rank in sorted(found):
             if _allowed(rank, multiple_of):
                 options.append(Option(layer, method, rank, 0.0, bias))
-                column.append(found[rank])
-    return LayerMenu.of(options, column)
+                for column, score in zip(columns, found[rank], strict=True):
+                    column.append(float(score))
+    menu = LayerMenu.of(options, columns[0])
+    return replace(menu, scores={name: np.array(column) for name, column in zip(names, columns, strict=True)})
 
 
-def _between(ranks: Sequence[Rank], harms: Sequence[float], multiple_of: int) -> dict[Rank, float]:
-    """Return the multiples between the ranks that were fitted, with harms interpolated in the logarithms of both.
+def _between(ranks: Sequence[Rank], scores: np.ndarray, multiple_of: int) -> dict[Rank, np.ndarray]:
+    """Return the multiples between the ranks that were fitted, with scores interpolated in the logarithms of both.
 
     Methods without a closed form are fitted on a coarse grid, which has few multiples; what lies between is smooth (monotone
     cubic interpolation, Fritsch and Carlson 1980). Where any rank will do, finer steps than the grid's gain nothing.
     """
-    least = 1e-4 * max(harms)  # below it the method is about to be exact, and the logarithm falls without end
-    known = {rank: harm for rank, harm in zip(ranks, harms, strict=True) if isinstance(rank, int) and harm > least}
+    least = 1e-4 * scores.max(1)  # below it the method is about to be exact, and the logarithm falls without end
+    known = {
+        rank: column for rank, column in zip(ranks, scores.T, strict=True) if isinstance(rank, int) and (column > least).all()
+    }
     if multiple_of == 1 or len(known) < 2:
         return {}
     from scipy.interpolate import PchipInterpolator  # takes 2 s to import
@@ -99,7 +113,7 @@ def _between(ranks: Sequence[Rank], harms: Sequence[float], multiple_of: int) ->
     fitted = sorted(known)
     wanted = [rank for rank in range(multiple_of, fitted[-1], multiple_of) if fitted[0] < rank and rank not in known]
     curve = PchipInterpolator(np.log(fitted), np.log([known[rank] for rank in fitted]))
-    return dict(zip(wanted, np.exp(curve(np.log(wanted))).tolist(), strict=True)) if wanted else {}
+    return dict(zip(wanted, np.exp(curve(np.log(wanted))), strict=True)) if wanted else {}
 
 
 def _allowed(rank: Rank, multiple_of: int) -> bool:

@@ -195,19 +195,20 @@ def corrected(sketches: Sequence[Sequence[Sketched]], closed: Sequence[Harms]) -
     ]
 
 
-def cautious(sketches: Sequence[Sequence[Sketched]], closed: Sequence[Harms]) -> list[Harms]:
-    """Return closed forms times the network's own factor, and in layers that stand out what `corrected` says.
+def cautious(sketches: Sequence[Sequence[Sketched]], closed: Sequence[Harms], right: Sequence[Harms]) -> list[Harms]:
+    """Return closed forms times the network's own factor, and in layers that stand out what unseen images say.
 
     Args:
         sketches: Of each layer, for each method that it is offered.
         closed: Closed forms of all options, for the same.
+        right: From `corrected`.
     """
     factors = [np.concatenate([np.zeros(0), *(each.telling.factors for each in layer)]) for layer in sketches]
     everything = np.concatenate([np.zeros(0), *factors])
     if not len(everything):
         return [[list(harms) for harms in own] for own in closed]
     middle, result = float(np.median(everything)), []
-    for own, plain, right in zip(factors, closed, corrected(sketches, closed), strict=True):
+    for own, plain, seen in zip(factors, closed, right, strict=True):
         stands_out = len(own) > 0 and abs(float(np.median(own)) - middle) > STANDS_OUT
-        result.append(right if stands_out else [[harm * math.exp(middle) for harm in harms] for harms in plain])
+        result.append(seen if stands_out else [[harm * math.exp(middle) for harm in harms] for harms in plain])
     return result
