@@ -13,6 +13,8 @@ import spectrim as st
 from commands import interrupted_block
 from nets import InPlace, Residual, settle
 from spectrim.pipeline import reconstruction
+from spectrim.pipeline.calibration import Images
+from spectrim.pipeline.checks import check_reconstruct
 from spectrim.sensitivity.measured import measured_harm
 
 METHODS = (st.ChannelSVD(),)
@@ -289,3 +291,10 @@ def test_another_default_device(case):
             found.append(st.compress(model, x[:1], budget=st.Keep(0.5), calibration=[x], config=CONFIG).model.state_dict())
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
     assert {value.device for value in found[0].values()} == {torch.device("cpu")}
+
+
+@pytest.mark.parametrize(("together", "enough"), [(1, 48), (16, 48), (32, 256)])
+def test_how_many_images_would_do(together, enough):
+    """Of clips, an eighth of whose frames must be a clip at least."""
+    with pytest.raises(ValueError, match=f"give at least {enough}, or leave reconstruct out"):
+        check_reconstruct(Images([torch.zeros(together, 3)], [], []), torch.zeros(together, 3), CONFIG, together)
