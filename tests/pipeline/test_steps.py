@@ -155,3 +155,17 @@ def test_a_new_ledger_has_spent_nothing(case):
     model, x, _ = case
     prepared = st.prepare(model, x[:1], calibration=[x], config=CONFIGS["knapsack"])
     assert prepared.ledger().spent == Spent() and prepared.ledger() is not prepared.ledger()
+
+
+def test_other_settings_on_what_was_prepared_make_another_network(case):
+    """Refitted networks are remembered, by their settings too."""
+    model, x, _ = case
+    config = st.Config(methods=(st.ChannelSVD(),), batch=32)
+    prepared = st.prepare(model, x[:1], calibration=[x], config=config)
+    plan = st.choose(prepared, st.Keep(0.6))
+    refitted, again = st.realize(prepared, plan), st.realize(prepared, plan)
+    plain = st.realize(dataclasses.replace(prepared, config=dataclasses.replace(config, refit=False)), plan)
+    torch.testing.assert_close(again.model.state_dict(), refitted.model.state_dict(), rtol=0, atol=0)
+    assert again.spent.passes.get("forward", 0) == 0
+    assert set(plain.decisions.values()) == {"fitted to its own inputs"}
+    assert any(not torch.equal(a, b) for a, b in zip(plain.model.parameters(), refitted.model.parameters(), strict=True))

@@ -32,6 +32,11 @@ class Fitted:
     decisions: Mapping[str, str]
 
 
+def network_name(prepared: Prepared, plan: Plan) -> str:
+    """Return what a refitted network is remembered by: its plan, and the settings, which others may have replaced."""
+    return f"{plan.text()} {prepared.config.settings()}"
+
+
 def fitted(prepared: Prepared, plan: Plan, tick: Callable[[float], None]) -> Fitted:
     """Return the network of a plan, refitted if the configuration says so; the last few are remembered.
 
@@ -40,7 +45,7 @@ def fitted(prepared: Prepared, plan: Plan, tick: Callable[[float], None]) -> Fit
         plan: What to do.
         tick: Called with the share that is done.
     """
-    name, recent = plan.text(), prepared.recent
+    name, recent = network_name(prepared, plan), prepared.recent
     if name in recent:
         known: Fitted = recent.pop(name)
         recent[name] = known  # now the last

@@ -59,7 +59,7 @@ class Prepared:
         varying: Whether the MACs depend on the input, so that those of a plan are the example's alone.
         key: What all of this was computed from, for the cache; None where that cannot be told, and nothing is cached.
         spent: What it took.
-        recent: Refitted networks of the last plans, by the plan's text.
+        recent: Refitted networks of the last plans, by plan and settings.
     """
 
     model: nn.Module

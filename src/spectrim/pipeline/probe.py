@@ -15,7 +15,7 @@ from spectrim.core.search import Probe, QuadraticModel
 from spectrim.network.build import factorized, replacement
 from spectrim.network.calling import Example, batch_size, count
 from spectrim.pipeline.cache import Ledger
-from spectrim.pipeline.fitted import Fitted, fitted
+from spectrim.pipeline.fitted import Fitted, fitted, network_name
 from spectrim.pipeline.prepare import Prepared
 from spectrim.sensitivity.measured import batch_harms
 from spectrim.sensitivity.sketch import quadratic_models
@@ -71,7 +71,7 @@ class NetworkProbe(Probe):
 
     def fitted(self, plan: Plan) -> Fitted:
         """Return the refitted network of a plan."""
-        if plan.text() not in self.prepared.recent and self.prepared.config.refit:
+        if network_name(self.prepared, plan) not in self.prepared.recent and self.prepared.config.refit:
             self._count(self.prepared.calibration, forward=2)
         return fitted(self.prepared, plan, functools.partial(self._tell, self._told[-1]))
 

@@ -17,13 +17,11 @@ from spectrim.network.copying import duplicate
 from spectrim.network.state import make_writable, tensors_of_state
 from spectrim.network.surgery import skeleton
 from spectrim.pipeline.cache import Entry, Ledger
-from spectrim.pipeline.fitted import fitted
+from spectrim.pipeline.fitted import fitted, network_name
 from spectrim.pipeline.identity import method_identity
 from spectrim.pipeline.prepare import Prepared
 from spectrim.pipeline.reconstruction import reconstruct
 from spectrim.refit.batchnorm import reestimate_batchnorm
-
-TWICE = "not refitted, since one forward calls it more than once"
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +64,7 @@ def realize(prepared: Prepared, plan: Plan) -> Realized:
             refits = prepared.moments is not None and config.refit
             stage = "refit" if refits else "factorize"
             with ledger.stage(stage):
-                ledger.passed(forward=2.0 * (refits and plan.text() not in prepared.recent))
+                ledger.passed(forward=2.0 * (refits and network_name(prepared, plan) not in prepared.recent))
                 made = fitted(prepared, plan, functools.partial(ledger.tick, stage))
             small = _batchnorm(prepared, duplicate(made.model), ledger)
             piece.entry = Entry(tensors_of_state(small), {"decisions": dict(made.decisions)})

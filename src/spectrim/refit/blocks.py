@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from spectrim.network.calling import Example, batch_size, call, evaluation_mode, head
+from spectrim.refit.regression import TWICE
 
 MOST = 4  # planned layers of a block
-TWICE = "one forward calls it more than once"
 NEVER = "one forward does not call it as a module"
 FORM = "its inputs or outputs are not one tensor with the batch in dimension 0"
 
