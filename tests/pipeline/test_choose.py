@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import spectrim as st
+from spectrim.network.calling import count
 from spectrim.pipeline.choose import scored
 from spectrim.pipeline.probe import network_probe
 from spectrim.search.interaction import neighbours
@@ -108,19 +109,29 @@ def measuring(case, wanted=48, images=32, **options):
 
 
 @pytest.mark.parametrize(
-    ("images", "wanted", "there"),
-    [(32, 48, True), (32, 4 * 48, True), (32, 4 * 48 + 1, False), (96, 48, False), (32, 0, False)],
+    ("images", "wanted", "beyond"),
+    [(32, 48, True), (32, 4 * 48, True), (32, 4 * 48 + 1, False), (96, 48, False)],
 )
-def test_there_is_a_probe_where_there_is_enough_to_measure_on(case, images, wanted, there):
+def test_measurements_are_on_further_images_or_on_the_halves_of_the_unseen_ones(case, images, wanted, beyond):
     """At least a quarter of the images wanted must be there beyond the calibration's, of 96 in all."""
     prepared = measuring(case, wanted, images=images)
     probe = network_probe(prepared, prepared.ledger())
-    assert (probe is not None) == there
-    if probe is not None:
+    if beyond:
         assert len(probe.moving) + len(probe.judging) == len(prepared.further) == 3 and len(probe.judging) == 1
+    else:
+        assert count(probe.moving) == count(probe.judging) == count(prepared.unseen) // 2 == 8
+        assert not any(torch.equal(a, b) for a in probe.moving for b in probe.judging)
     told = st.account(prepared, plan := st.choose(prepared, st.Keep(0.7)), st.realize(prepared, plan)).notes
-    assert any("had too little to measure on" in note for note in told) == (not there and wanted > 0)
+    assert not any("had too little to measure on" in note for note in told)
     assert network_probe(prepared_for(case, st.Knapsack()), prepared.ledger()) is None
+
+
+def test_where_nothing_is_unseen_nothing_is_measured_and_the_report_says_so(case):
+    model, x, _ = case
+    prepared = st.prepare(model, x[:1], calibration=[x[:16]], config=st.Config(methods=METHODS, search=st.Interaction()))
+    assert network_probe(prepared, prepared.ledger()) is None
+    told = st.account(prepared, plan := st.choose(prepared, st.Keep(0.7)), st.realize(prepared, plan)).notes
+    assert any("had too little to measure on" in note for note in told)
 
 
 def test_without_data_nothing_is_measured(case):

@@ -89,6 +89,9 @@ class KnownProbe:
     def __init__(self, menu, gains):
         self.menu, self.gains, self.asked = menu, list(gains), []
 
+    def harm(self, chosen):
+        return 1.0
+
     def quadratic_model(self, chosen, alternatives):
         self.asked.append(list(chosen))
         costs = [self.menu.layers[layer].costs["params"] for layer, _ in alternatives]

@@ -143,8 +143,8 @@ def test_uniform_takes_the_largest_common_fraction(seed, fraction, metric):
     [
         (lambda: st.Knapsack(score="loud"), "allowed are 'response', 'cautious', 'closed', 'whitened'"),
         (lambda: st.Energy(score="loud"), "allowed are 'energy' and 'whitened'"),
-        (lambda: st.Interaction(rounds=-1), "neither may be negative"),
-        (lambda: st.Interaction(images=-1), "neither may be negative"),
+        (lambda: st.Interaction(rounds=-1), "they must be at least 0 and 1"),
+        (lambda: st.Interaction(images=0), "they must be at least 0 and 1"),
     ],
 )
 def test_impossible_options_get_one_sentence(make, words):

@@ -181,6 +181,17 @@ def tail(example: Example, number: int) -> Example:
     return map_tensors(lambda x: x[size - number :].clone() if x.ndim and x.shape[0] == size else x.clone(), example)
 
 
+def portions(batches: Sequence[Example], size: int) -> list[Example]:
+    """Return the same examples in batches of at most so many."""
+    found = []
+    for batch in batches:
+        whole = batch_size(batch)
+        for start in range(0, whole, size):
+            stop = min(start + size, whole)
+            found.append(tail(head(batch, stop), stop - start))
+    return found
+
+
 def count(batches: Sequence[Example]) -> int:
     """Return the number of examples in all batches."""
     return sum(batch_size(batch) for batch in batches)

@@ -21,6 +21,7 @@ from spectrim.network.reorder import reordered
 from spectrim.network.survey import Survey, survey
 from spectrim.pipeline.config import Config
 from spectrim.pipeline.prepare import Prepared
+from spectrim.pipeline.probe import network_probe
 from spectrim.pipeline.realize import Realized
 from spectrim.sensitivity.measured import measured_harm
 from spectrim.sensitivity.sketch import quadratic_model
@@ -218,7 +219,7 @@ def _rows(found: Survey, plan: Plan, decisions: Mapping[str, str]) -> tuple[Row,
 def _notes(prepared: Prepared) -> tuple[str, ...]:
     """Return what the user should know about the rank selection."""
     search, found = prepared.config.search, count(prepared.further)
-    if not search.images or prepared.moments is None or (4 * found >= search.images and len(prepared.further) > 1):
+    if not search.images or prepared.moments is None or network_probe(prepared, prepared.ledger()) is not None:
         return ()
     return (
         f"{search.title} had too little to measure on and chose by predictions alone: it wants {search.images:,} images beyond "

@@ -13,12 +13,16 @@ from torch import nn
 from spectrim.core.plan import Plan
 from spectrim.core.search import Probe, QuadraticModel
 from spectrim.network.build import factorized, replacement
-from spectrim.network.calling import Example, batch_size, count
+from spectrim.network.calling import Example, batch_size, count, portions
 from spectrim.pipeline.cache import Ledger
 from spectrim.pipeline.fitted import Fitted, fitted, network_name
 from spectrim.pipeline.prepare import Prepared
 from spectrim.sensitivity.measured import batch_harms
 from spectrim.sensitivity.sketch import quadratic_models
+
+PORTIONS = 16  # batches of unseen images, of which half measure and half accept
+FEW = 512  # with fewer images to measure displacements on, each serves `DRAWS` random vectors
+DRAWS = 4
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -50,11 +54,12 @@ class NetworkProbe(Probe):
         plan = self.prepared.menu.plan(chosen)
         fitted = self.fitted(plan)
         modules = [self._module(fitted, layer, index) for layer, index in alternatives]
-        sweep = quadratic_models(self.prepared.model, fitted.model, modules, self.moving, harm=self.prepared.harm)
+        draws = DRAWS if count(self.moving) < FEW else 1
+        sweep = quadratic_models(self.prepared.model, fitted.model, modules, self.moving, harm=self.prepared.harm, draws=draws)
         found, start = next(sweep), self._told[-1]
         for done, found in enumerate(sweep, 2):  # noqa: B007
             self._tell(start, done / len(self.moving))
-        self._count(self.moving, forward=2 + len(alternatives) / max(len(plan), 1), backward=2)
+        self._count(self.moving, forward=2 + len(alternatives) / max(len(plan), 1), backward=1 + draws)
         return found
 
     def harm(self, chosen: Sequence[int]) -> float:
@@ -108,13 +113,21 @@ class NetworkProbe(Probe):
 
 
 def network_probe(prepared: Prepared, ledger: Ledger) -> NetworkProbe | None:
-    """Return what measures for the rank selection, or None if it wants nothing measured or there are too few images."""
-    search, further = prepared.config.search, prepared.further
+    """Return what measures for the rank selection, or None if it wants nothing measured or there are too few images.
+
+    Images beyond the calibration's serve a rank selection that wants them: two thirds measure displacements, one third
+    compares networks. Where there are too few of them, the two halves of the images that no fit has seen do.
+    """
+    search, further, unseen = prepared.config.search, prepared.further, prepared.unseen
     if prepared.moments is None or not (search.images or search.measures):
         return None
-    if not search.images:
-        return NetworkProbe(prepared, ledger, prepared.unseen, prepared.unseen) if prepared.unseen else None
-    if 4 * count(further) < search.images or len(further) < 2:
+    if search.images and 4 * count(further) >= search.images and len(further) > 1:
+        cut = min(-(-2 * len(further) // 3), len(further) - 1)  # something is left to judge on
+        return NetworkProbe(prepared, ledger, further[:cut], further[cut:])
+    if not unseen or not search.measures:
         return None
-    cut = min(-(-2 * len(further) // 3), len(further) - 1)  # something is left to judge on
-    return NetworkProbe(prepared, ledger, further[:cut], further[cut:])
+    if not search.images:
+        return NetworkProbe(prepared, ledger, unseen, unseen)
+    size = -(-count(unseen) // PORTIONS)
+    parts = portions(unseen, -(-size // prepared.unit) * prepared.unit)
+    return NetworkProbe(prepared, ledger, parts[::2], parts[1::2]) if len(parts) > 3 else None

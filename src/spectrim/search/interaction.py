@@ -11,7 +11,7 @@ import numpy as np
 from spectrim.core.cost import Keep, Metric
 from spectrim.core.menu import Menu
 from spectrim.core.search import Probe, QuadraticModel, Search
-from spectrim.search.knapsack import Knapsack
+from spectrim.search.portfolio import Portfolio
 
 REACH = (0.85, 0.95, 1.05, 1.15)  # costs of the alternatives, relative to the layer's present option
 LEAST = 1e-4  # relative gain below which a move is noise
@@ -19,7 +19,7 @@ LEAST = 1e-4  # relative gain below which a move is noise
 
 @dataclass(frozen=True)
 class Interaction(Search):
-    """Start from the additive optimum; then take, at constant budget, the steps whose superposed displacements pay most.
+    """Start from `Portfolio`'s choice; then take, at constant budget, the steps whose superposed displacements pay most.
 
     Around the refitted compressed network every layer's neighbouring options displace the outputs; the harm of taking
     several together is a quadratic form in those displacements (`QuadraticModel`). Its best point within the budget, found by
@@ -29,10 +29,10 @@ class Interaction(Search):
     Args:
         rounds: At most so many.
         images: Calibration images beyond those of the statistics: two thirds measure displacements, one third accepts. With
-            fewer than a quarter of them the additive optimum is returned as it is.
+            fewer than a quarter of them the images that judge serve: one half measures, the other accepts.
 
     Raises:
-        ValueError: If a number is negative.
+        ValueError: If rounds is negative or images below 1.
 
     Reference:
         The title is that of Kokhazadeh et al. (DATE 2025), whose abstract sets the task; the algorithm is ours.
@@ -40,17 +40,18 @@ class Interaction(Search):
 
     rounds: int = 1
     images: int = 4608
+    measures: ClassVar[bool] = True
     title: ClassVar[str] = "Interaction"
     reference: ClassVar[str] = "the task: Kokhazadeh et al., DATE 2025"
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if self.rounds < 0 or self.images < 0:
-            raise ValueError(f"Interaction was given rounds={self.rounds}, images={self.images}; neither may be negative")
+        if self.rounds < 0 or self.images < 1:
+            raise ValueError(f"Interaction was given rounds={self.rounds}, images={self.images}; they must be at least 0 and 1")
 
     def select(self, menu: Menu, budget: Keep, probe: Probe | None = None) -> list[int]:
-        """Return the additive optimum, improved as far as `probe` finds that it pays."""
-        chosen, metric = Knapsack().select(menu, budget), budget.metric
+        """Return the choice of `Portfolio`, improved as far as `probe` finds that it pays."""
+        chosen, metric = list(Portfolio().select(menu, budget, probe)), budget.metric
         limit = menu.allowed(budget)
         for _ in range(self.rounds if probe is not None else 0):
             assert probe is not None

@@ -6,20 +6,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from spectrim.core.cost import Keep
 from spectrim.core.menu import CAUTIOUS, RESPONSE, Menu
 from spectrim.core.search import Probe, Search
 from spectrim.search.knapsack import Knapsack
 
+MOST = 4.0  # the payback
+STEPS = 4001
+
 
 @dataclass(frozen=True)
 class Portfolio(Search):
-    """The additive optimum by harms on unseen images, and that by closed forms wherever these do not stand out as wrong.
+    """Three additive optima: by harms on unseen images, by closed forms that do not stand out, by what the refit leaves.
 
     What a refit pays back is no harm, and no prediction at the original network knows how much that is: where images suffice
     the plan by closed forms may do less harm in the end, where they do not it may destroy the network. So each plan whose
-    predicted harm is at most `limit` times the least is built, refitted and measured on images that no fit has seen. Without
-    a probe the first one is taken.
+    predicted harm is at most `limit` times the least is built, refitted and measured on images that no fit has seen. If the
+    best one does less harm than predicted, the refit has paid back the rest; as every later layer has its share in that, the
+    harm of a layer at depth d (0 first, 1 last) is taken to be exp(-payback (1 - d)) of what is predicted, with the payback
+    that explains the measured harm. The optimum by these is measured, too. Without a probe the first plan is taken.
 
     Args:
         limit: Plans that are predicted to do more harm than so many times the least are not built.
@@ -47,7 +54,30 @@ class Portfolio(Search):
             chosen = tuple(Knapsack(score=score).select(menu, budget))
             choices[chosen] = float(sum(row.scores[RESPONSE][index] for row, index in zip(menu.layers, chosen, strict=True)))
         likely = [chosen for chosen, harm in choices.items() if harm <= self.limit * min(choices.values())]
-        if probe is None or len(likely) == 1:
+        if probe is None:
             return list(likely[0])
-        harms = [probe.harm(chosen) for chosen in likely]
-        return list(likely[harms.index(min(harms))])
+        harms = {each: probe.harm(each) for each in likely}
+        best = min(harms, key=lambda each: harms[each])
+        shares = refit_shares(menu, best, harms[best])
+        scores = [share * row.scores[RESPONSE] for share, row in zip(shares, menu.layers, strict=True)]
+        other = tuple(Knapsack().select(menu.with_scores(RESPONSE, scores), budget))
+        if other not in harms:
+            harms[other] = probe.harm(other)
+        best = min(harms, key=lambda each: harms[each])
+        return list(best)
+
+
+def refit_shares(menu: Menu, chosen: Sequence[int], measured: float) -> np.ndarray:
+    """Return which share of each of L layers' predicted harm a refit leaves, if it is the same for each layer behind, (L,).
+
+    Args:
+        menu: Options of the L layers, in order of execution.
+        chosen: One option's number for each.
+        measured: Harm of the refitted network.
+    """
+    harms = np.array([row.scores[RESPONSE][index] for row, index in zip(menu.layers, chosen, strict=True)])
+    behind = 1 - (np.arange(len(harms)) + 0.5) / len(harms)
+    paybacks = np.linspace(0, MOST, STEPS)
+    left = np.exp(-paybacks[:, None] * behind) @ harms  # falls
+    shares: np.ndarray = np.exp(-np.interp(-measured, -left, paybacks) * behind)
+    return shares

@@ -35,6 +35,7 @@ def quadratic_models(
     batches: Sequence[Example],
     *,
     harm: Harm = output_harm,
+    draws: int = 1,
 ) -> Iterator[QuadraticModel]:
     """Yield after each batch what each alternative would do to the harm of a network, to second order, on the images so far.
 
@@ -44,6 +45,7 @@ def quadratic_models(
         alternatives: Layer names, each with the module that would take the layer's place.
         batches: Inputs, at least one batch.
         harm: See `spectrim.sensitivity.divergence`.
+        draws: Random vectors an example; more than one pays where there are few examples.
     """
     generator = torch.Generator().manual_seed(0)
     linear, gram = np.zeros(len(alternatives)), np.zeros((len(alternatives), len(alternatives)))
@@ -57,10 +59,11 @@ def quadratic_models(
             outputs, seen = _observed(network, names, batch)
             fixed = detached(outputs)
             total += size * float(harm(fixed, reference))
-            directions = [slope(fixed, reference, harm), curvature_root(fixed, reference, harm, generator)]
-            samples = _samples(outputs, directions, seen, alternatives, size)  # (A, 2, N)
+            roots = [curvature_root(fixed, reference, harm, generator) for _ in range(draws)]
+            samples = _samples(outputs, [slope(fixed, reference, harm), *roots], seen, alternatives, size)  # (A, 1 + draws, N)
         linear += samples[:, 0].sum(1)
-        gram += samples[:, 1] @ samples[:, 1].T
+        curved = samples[:, 1:].reshape(len(alternatives), -1)
+        gram += curved @ curved.T / draws
         examples += size
         yield QuadraticModel(total / examples, linear / examples, gram / examples)
 
@@ -114,7 +117,9 @@ def _samples(
         wanted = [v.to(x) for v, x in zip(direction, floats(outputs), strict=True) if x.requires_grad]
         gradients = torch.autograd.grad(results, answers, wanted, retain_graph=True, allow_unused=True)
         pulled.append([torch.zeros_like(y) if g is None else g for y, g in zip(answers, gradients, strict=True)])
-    stacked = [_wide(torch.stack([each[i].flatten(1) for each in pulled], 1)) for i in range(len(answers))]  # (N, 2, d)
+    stacked = [
+        _wide(torch.stack([each[i].flatten(1) for each in pulled], 1)) for i in range(len(answers))
+    ]  # (N, directions, d)
     of = {id(y): gradients for y, gradients in zip(answers, stacked, strict=True)}
     rows = []
     with torch.no_grad():

@@ -1,0 +1,82 @@
+"""The portfolio: what it has measured, what it concludes from that, and what it takes."""
+
+import numpy as np
+import pytest
+
+import spectrim as st
+from spectrim.core.menu import CAUTIOUS, RESPONSE
+from spectrim.search.portfolio import MOST, refit_shares
+from spectrim.testing import random_menu
+
+
+def menu_of(seed, layers=6):
+    menu = random_menu(seed, layers=layers)
+    noise = np.random.default_rng(seed)
+    columns = [row.scores[RESPONSE] * noise.uniform(0.5, 1.5) for row in menu.layers]
+    return menu.with_scores(CAUTIOUS, columns)
+
+
+def predicted(menu, chosen):
+    return float(sum(row.scores[RESPONSE][index] for row, index in zip(menu.layers, chosen, strict=True)))
+
+
+class Measuring:
+    """Each network does the harm that a function of its choice says."""
+
+    def __init__(self, harm_of):
+        self.harm_of, self.asked = harm_of, []
+
+    def harm(self, chosen):
+        self.asked.append(tuple(chosen))
+        return self.harm_of(chosen)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_least_measured_harm_wins_and_nothing_is_measured_twice(seed):
+    menu, budget = menu_of(seed), st.Keep(0.5, "params")
+    random = np.random.default_rng(seed)
+    harms = {}
+    probe = Measuring(lambda chosen: harms.setdefault(tuple(chosen), random.uniform(0.1, 2) * predicted(menu, chosen)))
+    chosen = tuple(st.Portfolio(limit=9.0).select(menu, budget, probe))
+    assert harms[chosen] == min(harms.values())
+    assert len(set(probe.asked)) == len(probe.asked) <= 3
+    assert all(menu.cost(each, "params") <= 0.5 * menu.original.params for each in probe.asked)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("payback", [0.5, 1.0, 3.0])
+def test_shares_are_those_that_explain_the_measured_harm(seed, payback):
+    menu = menu_of(seed)
+    chosen = st.Knapsack().select(menu, st.Keep(0.5, "params"))
+    depth = (np.arange(len(menu.layers)) + 0.5) / len(menu.layers)
+    left = np.exp(-payback * (1 - depth))
+    harms = np.array([row.scores[RESPONSE][index] for row, index in zip(menu.layers, chosen, strict=True)])
+    np.testing.assert_allclose(refit_shares(menu, chosen, float(harms @ left)), left, rtol=1e-3)
+
+
+def test_shares_have_bounds():
+    menu = menu_of(0)
+    chosen = st.Knapsack().select(menu, st.Keep(0.5, "params"))
+    assert (refit_shares(menu, chosen, 1.5 * predicted(menu, chosen)) == 1).all()  # nothing was paid back
+    assert refit_shares(menu, chosen, 0.0).min() >= np.exp(-MOST)
+
+
+def test_a_network_that_pays_back_in_later_layers_has_early_layers_cut_deeper():
+    """Where it is true that a share is left, the optimum by it is found, and is better than the additive one."""
+    better = 0
+    for seed in range(8):
+        menu, budget = menu_of(seed), st.Keep(0.5, "params")
+        depth = (np.arange(len(menu.layers)) + 0.5) / len(menu.layers)
+        left = np.exp(-2.0 * (1 - depth))
+
+        def true(chosen, menu=menu, left=left):
+            harms = [row.scores[RESPONSE][index] for row, index in zip(menu.layers, chosen, strict=True)]
+            return float(left @ np.array(harms))
+
+        scaled = menu.with_scores(
+            RESPONSE, [share * row.scores[RESPONSE] for share, row in zip(left, menu.layers, strict=True)]
+        )
+        found = true(st.Portfolio().select(menu, budget, Measuring(true)))
+        assert found == pytest.approx(true(st.Knapsack().select(scaled, budget)), rel=1e-5)
+        better += found < true(st.Knapsack().select(menu, budget)) - 1e-12
+    assert better > 2
