@@ -91,13 +91,13 @@ class BenchRow:
     def cells(self) -> tuple[str, ...]:
         """Return the row as text: see `COLUMNS`."""
         counts = self.process if self.clock == "process" else self.wall
-        memory = "" if self.memory_bytes is None else f"{self.memory_bytes / 1e6:.1f}"
+        memory = "" if self.memory_bytes is None else _short(self.memory_bytes / 1e6)
         ratio, word = (
             ("", "") if self.verdict is None else (f"{self.verdict.ratio:.2f}", self.verdict.word.removesuffix(" found"))
         )
         quartiles = f"{_short(counts.low_ms)}-{_short(counts.high_ms)}"
         times = (_short(self.process.median_ms), _short(self.wall.median_ms), quartiles)
-        return (self.model, *times, f"{self.file_bytes / 1e6:.2f}", memory, ratio, word)
+        return (self.model, *times, _short(self.file_bytes / 1e6), memory, ratio, word)
 
 
 COLUMNS = ("network", "CPU ms", "wall ms", "quartiles", "file MB", "RAM MB", "time", "")
@@ -149,7 +149,8 @@ class Bench:
         """Return a table of at most 80 columns: a block a setting, times of one forward."""
         shown = [(f"{name[:11]}…" if len(name) > 12 else name, *rest) for name, *rest in (row.cells() for row in self.rows)]
         widths = [max(map(len, column)) for column in zip(COLUMNS, *shown, strict=True)]
-        lines = [f"{device} (time: median of the ratios to the first network)" for device in dict.fromkeys(self._devices())]
+        lines = [device[:80] for device in dict.fromkeys(self._devices())]
+        lines.append("ms of one forward: medians; time: median of the ratios to the network above")
         for number, (row, cells) in enumerate(zip(self.rows, shown, strict=True)):
             if not number or row.setting != self.rows[number - 1].setting:
                 lines += ["", row.setting, _line(COLUMNS, widths)]
@@ -175,5 +176,5 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _short(number: float) -> str:
-    """Return milliseconds with three digits or more."""
-    return f"{number:.{2 if number >= 10 else 3}f}" if number < 100 else f"{number:.1f}"
+    """Return a number with four digits, or all before the point."""
+    return f"{number:.{sum(number < limit for limit in (10, 100, 1000))}f}"
