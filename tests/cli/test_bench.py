@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+import lines
 import spectrim as st
 from spectrim import cli
 from spectrim.cli.targets import TARGETS, RuntimeOptions
@@ -47,6 +48,32 @@ def test_wrong_lines_get_a_sentence(world, monkeypatch, capsys, words, text):
     monkeypatch.chdir(world)
     assert cli.main(["bench", *words, *([] if "--target" in words else ["--target", "torch"])]) == 2
     assert text in " ".join(capsys.readouterr().err.split())
+
+
+WRONG = {
+    "--target": [*lines.ODD, "torch,", "torch,abacus", "TORCH"],
+    "--threads": [*(set(lines.ODD) - {"0"}), "0", "1,", "1.5", "1025", "9" * 30, "-1"],
+    "--batch": [*(set(lines.ODD) - {"0"}), "0", ",", "1,1.5", "9" * 30, "-1"],
+    "--seconds": ["", "nan", "inf", "-1", "1e99", "x"],
+    "--input": ["", "1,3", "0,3,8,8", "1,3,9999999,9999999", "x"],
+    "--device": ["warp", ""],
+    "--plot": ["bench", "bench.abc", "nowhere/bench.png", "run/report.json/bench.png"],
+    "--out": ["nowhere/bench.json", "run/report.json/bench.json", "run"],
+}
+
+
+@pytest.mark.parametrize("option", WRONG)
+def test_wrong_words_get_a_sentence(world, monkeypatch, capsys, option):
+    monkeypatch.chdir(world)
+    before = sorted(world.rglob("*"))
+    for word in WRONG[option]:
+        words = {"--target": "torch", "--seconds": "0.01"} | {option: word}
+        code = cli.main(["bench", "run", *(f"{name}={value}" for name, value in words.items())])
+        text = capsys.readouterr().err
+        assert code == 2, (word, text)
+        said = [line for line in text.splitlines() if line.startswith("spectrim: ")]
+        assert len(said) == 1 and "Traceback" not in text and 20 < len(said[0]) < 1500, (word, text)
+        assert sorted(world.rglob("*")) == before, word
 
 
 def test_runtimes_by_their_words():
