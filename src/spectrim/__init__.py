@@ -4,6 +4,7 @@ import importlib
 import typing
 
 from spectrim import integrations as integrations
+from spectrim.core.bench import Bench, BenchRow, Latency, Verdict
 from spectrim.core.cost import BudgetError, Cost, Keep, MaxDrop
 from spectrim.core.factorization import Factorization, Fit, Moments, Rank
 from spectrim.core.layer import Layer
@@ -19,6 +20,7 @@ from spectrim.network.counting import cost
 from spectrim.network.surgery import apply, plan_from
 from spectrim.network.survey import find_layers
 from spectrim.pipeline.account import account
+from spectrim.pipeline.bench import bench
 from spectrim.pipeline.choose import choose
 from spectrim.pipeline.compress import compress
 from spectrim.pipeline.config import Config
@@ -30,6 +32,11 @@ from spectrim.pipeline.result import Result, load
 from spectrim.refit.reconstruct import Reconstruct
 from spectrim.search import ALDS, VBMF, Energy, Greedy, Interaction, Knapsack, Portfolio, Similarity, Uniform
 from spectrim.search.level import equal_level
+from spectrim.targets.base import Session, Target
+from spectrim.targets.executorch import ExecuTorch
+from spectrim.targets.onnxruntime import OnnxRuntime
+from spectrim.targets.openvino import OpenVINO
+from spectrim.targets.torch import Torch
 from spectrim.train import Distortion, Recipe, Schedule, fit, loss_along
 from spectrim.version import __version__ as __version__
 
@@ -49,12 +56,15 @@ __all__ = [
     "CP",
     "VBMF",
     "Accuracy",
+    "Bench",
+    "BenchRow",
     "BudgetError",
     "ChannelSVD",
     "Config",
     "Cost",
     "Distortion",
     "Energy",
+    "ExecuTorch",
     "Factorization",
     "Fit",
     "Greedy",
@@ -62,11 +72,14 @@ __all__ = [
     "Interaction",
     "Keep",
     "Knapsack",
+    "Latency",
     "Layer",
     "LayerMenu",
     "MaxDrop",
     "Menu",
     "Moments",
+    "OnnxRuntime",
+    "OpenVINO",
     "Option",
     "PivotSVD",
     "Plan",
@@ -83,16 +96,21 @@ __all__ = [
     "Schedule",
     "Score",
     "Search",
+    "Session",
     "Similarity",
     "SpatialSVD",
+    "Target",
     "TensorTrain",
     "TiledSVD",
+    "Torch",
     "Training",
     "Try",
     "Tucker2",
     "Uniform",
+    "Verdict",
     "account",
     "apply",
+    "bench",
     "choose",
     "compress",
     "cost",
