@@ -41,6 +41,7 @@ STEPS: dict[str, dict[str, Any]] = {  # each beside the one before it
     "pivot form": {"methods": (st.PivotSVD(),), "search": st.Knapsack()},
     "portfolio": {"methods": (st.PivotSVD(),)},
     "the whole menu (default)": {},
+    "interactions": {"search": st.Interaction()},
     "reconstruction": {"reconstruct": st.Reconstruct(rate=5e-4, steps=30)},  # about four epochs a block
 }
 BUDGETS = (("macs", 0.9), ("macs", 0.8), ("macs", 0.7), ("macs", 0.95), ("params", 0.9), ("params", 0.8), ("params", 0.7))
