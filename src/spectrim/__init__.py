@@ -4,7 +4,7 @@ import importlib
 import typing
 
 from spectrim import integrations as integrations
-from spectrim.core.cost import BudgetError, Cost, Keep, MaxDrop
+from spectrim.core.cost import AtMost, BudgetError, Cost, Keep, MaxDrop
 from spectrim.core.factorization import Factorization, Fit, Moments, Rank
 from spectrim.core.layer import Layer
 from spectrim.core.menu import LayerMenu, Menu
@@ -49,6 +49,7 @@ __all__ = [
     "CP",
     "VBMF",
     "Accuracy",
+    "AtMost",
     "BudgetError",
     "ChannelSVD",
     "Config",

@@ -194,7 +194,7 @@ class Factorization(ABC):
             yield self.merge(self.factors(weight, rank, moments))
 
     def ranks(self, layer: Layer) -> list[Rank]:
-        """Return the ranks that pay: fewer parameters and MACs than the layer itself; none where the method does not fit."""
+        """Return the ranks that pay: fewer parameters or MACs than the layer itself; none where the method does not fit."""
         if not fit_of(self, layer):
             return []
         return [rank for rank in self.candidates(layer) if pays(self.cost(layer, rank), layer.cost)]
@@ -282,8 +282,8 @@ def as_tuple(rank: Rank) -> tuple[int, ...]:
 
 
 def pays(cost: Cost, original: Cost) -> bool:
-    """Return whether a replacement is below break-even in parameters and in MACs."""
-    return cost.params < original.params and cost.macs < original.macs
+    """Return whether a replacement is below break-even in parameters or in MACs; budgets say which of them counts."""
+    return cost.params < original.params or cost.macs < original.macs
 
 
 def describe(method: Factorization) -> str:

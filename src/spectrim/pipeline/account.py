@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectrim.core.cost import Budget
+from spectrim.core.cost import Budget, written
 from spectrim.core.plan import Option, Plan
 from spectrim.core.progress import Spent
 from spectrim.core.records import Curve, Interactions, Report, Row, Score, Source, Training, Try
@@ -74,7 +74,7 @@ def account(
         old, new = measure([prepared.model, reordered(small, prepared.example)], prepared.example)
     spent = prepared.spent + plan.spent + realized.spent + ledger.spent
     return Report(
-        str(budget) if budget is not None else "the given plan",
+        written(budget) if budget is not None else "the given plan",
         prepared.original,
         after,
         _rows(prepared.survey, plan, realized.decisions),
@@ -131,7 +131,7 @@ def account_training(trained: Trained, example: Example, config: Config, *, budg
     found, plan = survey(trained.original, example), trained.plan
     latency = measure([trained.original, trained.model], example) if plan else None
     return Report(
-        str(budget) if budget is not None else "the given plan" if plan else "ordinary training",
+        written(budget) if budget is not None else "the given plan" if plan else "ordinary training",
         plan.original,
         counted(trained.model, example).cost,
         _rows(found, plan, {}),

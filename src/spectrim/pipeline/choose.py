@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,24 +10,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spectrim.core.cost import Keep, Metric
+from spectrim.core.cost import Bound, Metric, bounds_of, limit_of, written
+from spectrim.core.menu import Menu
 from spectrim.core.plan import Plan
 from spectrim.network.calling import undisturbed
 from spectrim.pipeline.cache import Entry
 from spectrim.pipeline.identity import method_identity
 from spectrim.pipeline.prepare import Prepared
+from spectrim.pipeline.prices import bounded, priced
 from spectrim.pipeline.probe import network_probe
 from spectrim.sensitivity.measured import Data
 from spectrim.sensitivity.scores import MEASURED, columns
 
 
 @undisturbed()
-def choose(prepared: Prepared, budget: Keep, *, measure: bool = True) -> Plan:
+def choose(prepared: Prepared, budget: Bound | Sequence[Bound], *, measure: bool = True) -> Plan:
     """Choose a plan within a budget.
 
     Args:
         prepared: From `prepare`.
-        budget: A hard bound on the whole network.
+        budget: A hard bound on the whole network, `Keep` or `AtMost`, or a list of them, which all hold.
         measure: Whether a rank selection that measures networks may do so; else it chooses by predictions only.
 
     Returns:
@@ -35,22 +37,45 @@ def choose(prepared: Prepared, budget: Keep, *, measure: bool = True) -> Plan:
 
     Raises:
         BudgetError: If nothing on the menu meets the budget.
-        TypeError: If the budget is no `Keep`.
+        TypeError: If the budget is no hard bound.
+        ValueError: If the rank selection holds one bound only, and there are several.
     """
-    if not isinstance(budget, Keep):
-        raise TypeError(f"the budget is {budget!r}; it must be Keep(fraction, metric); `maxdrop` takes MaxDrop(points, metric)")
-    search, ledger = prepared.config.search, prepared.ledger()
-    with ledger.piece(f"plan {budget} {measure} {prepared.config.settings()} {method_identity(search)}") as piece:
+    bounds, search, ledger = checked_bounds(prepared, budget), prepared.config.search, prepared.ledger()
+    metrics = [bound.metric for bound in bounds]
+    name = f"plan {written(bounds)} {measure} {prepared.config.settings()} {method_identity(search)}"
+    with ledger.piece(name) as piece:
         if piece.entry is None:
-            scores = scored(prepared, budget.metric)
+            found = priced(prepared, metrics)
+            menu, keep = bounded(found.menu, bounds)
+            scores = scored(replace(found, menu=menu), keep.metric)
             ledger.add(scores.spent - prepared.spent)
             with ledger.stage("search"):
-                probe = network_probe(prepared, ledger) if measure else None
-                chosen = check_choice(scores, search.select(scores.menu, budget, probe), budget)
+                probe = network_probe(scores, ledger) if measure else None
+                chosen = check_choice(scores, search.select(scores.menu, keep, probe), bounds)
             if probe is not None:
                 ledger.passed(**probe.passed())
             piece.entry = Entry({}, {"plan": scores.menu.plan(chosen).text()})
     return replace(Plan.from_json(piece.entry.numbers["plan"]), spent=ledger.spent)
+
+
+def checked_bounds(prepared: Prepared, budget: Bound | Sequence[Bound]) -> tuple[Bound, ...]:
+    """Return the bounds of a budget, which the rank selection can hold.
+
+    Raises:
+        TypeError: If the budget is no hard bound.
+        ValueError: If the rank selection holds one bound only, and there are several.
+    """
+    try:
+        bounds = bounds_of(budget)
+    except TypeError as error:
+        raise TypeError(f"{error}; `maxdrop` takes MaxDrop(points, metric)") from None
+    search = prepared.config.search
+    if len(bounds) > 1 and not search.several:
+        raise ValueError(
+            f"{type(search).__name__} holds one budget, and {len(bounds)} were given; choose by Portfolio(), Knapsack() or "
+            "Interaction(), or give one"
+        )
+    return bounds
 
 
 def scored(prepared: Prepared, metric: Metric) -> Prepared:
@@ -65,7 +90,7 @@ def scored(prepared: Prepared, metric: Metric) -> Prepared:
         return prepared
     ledger, moments = prepared.ledger(), prepared.moments
     data = None if moments is None else Data(prepared.calibration, moments, prepared.harm)
-    with ledger.piece(f"scores {score} {metric}") as piece:
+    with ledger.piece(f"scores {score} {metric} {_offered(prepared.menu)}") as piece:
         if piece.entry is None:
             found: dict[str, Tensor] = {}
             with ledger.stage("search"):
@@ -80,11 +105,16 @@ def scored(prepared: Prepared, metric: Metric) -> Prepared:
     return replace(prepared, menu=prepared.menu.with_scores(score, scores), spent=prepared.spent + ledger.spent)
 
 
-def check_choice(prepared: Prepared, chosen: Any, budget: Keep) -> list[int]:
+def _offered(menu: Menu) -> str:
+    """Return how many options of each layer there are, which depends on the metrics that they pay in."""
+    return " ".join(str(len(row.options)) for row in menu.layers)
+
+
+def check_choice(prepared: Prepared, chosen: Any, bounds: Sequence[Bound]) -> list[int]:
     """Return what a rank selection, a third party's perhaps, has chosen, as whole numbers, if it kept its promise.
 
     Raises:
-        ValueError: If it did not choose one option for each layer within the budget.
+        ValueError: If it did not choose one option for each layer within all bounds.
     """
     menu, title = prepared.menu, type(prepared.config.search).__name__
     given = list(chosen) if isinstance(chosen, Iterable) else chosen
@@ -95,6 +125,7 @@ def check_choice(prepared: Prepared, chosen: Any, budget: Keep) -> list[int]:
         or not all(0 <= index < len(row.options) for index, row in zip(given, menu.layers, strict=True))
     ):
         raise ValueError(f"the rank selection {title} returned {given!r}; it must name one option of each layer by its number")
-    if menu.cost(given, budget.metric) > budget.fraction * menu.original.of(budget.metric) + 1e-6:
-        raise ValueError(f"the rank selection {title} broke {budget}: its choice costs {menu.cost(given, budget.metric):,}")
+    for bound in bounds:
+        if menu.cost(given, bound.metric) > limit_of(bound, menu.whole(bound.metric)):
+            raise ValueError(f"the rank selection {title} broke {bound}: its choice costs {menu.cost(given, bound.metric):,}")
     return [int(index) for index in given]
