@@ -30,6 +30,8 @@ from spectrim.pipeline.result import Result, load
 from spectrim.refit.reconstruct import Reconstruct
 from spectrim.search import ALDS, VBMF, Energy, Greedy, Interaction, Knapsack, Portfolio, Similarity, Uniform
 from spectrim.search.level import equal_level
+from spectrim.targets.base import Session, Target
+from spectrim.targets.torch import Torch
 from spectrim.train import Distortion, Recipe, Schedule, fit, loss_along
 from spectrim.version import __version__ as __version__
 
@@ -84,10 +86,13 @@ __all__ = [
     "Schedule",
     "Score",
     "Search",
+    "Session",
     "Similarity",
     "SpatialSVD",
+    "Target",
     "TensorTrain",
     "TiledSVD",
+    "Torch",
     "Training",
     "Try",
     "Tucker2",

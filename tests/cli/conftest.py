@@ -11,7 +11,7 @@ from spectrim import cli
 from spectrim.factorize import cp
 from spectrim.pipeline import account
 from spectrim.report import html
-from spectrim.targets.torch import measure
+from spectrim.targets.timing import interleaved
 from world import edit_world, make_world, run
 
 
@@ -41,7 +41,7 @@ def saved_world(tmp_path_factory):
 def world(saved_world, monkeypatch):
     """The folder, with the demo, the page and the timing cut short."""
     folder, result = saved_world
-    monkeypatch.setattr(account, "measure", functools.partial(measure, seconds=0.0))
+    monkeypatch.setattr(account, "interleaved", functools.partial(interleaved, seconds=0.0))
     monkeypatch.setattr(sys.modules["spectrim.pipeline.result"], "page", lambda report: "a page")
     monkeypatch.setattr(cli.demo, "run_demo", lambda progress, device: result)
     return folder

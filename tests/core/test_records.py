@@ -12,6 +12,7 @@ from torch import nn
 import spectrim as st
 from mutations import examples, mutated, sentence
 from spectrim import report as rendered
+from spectrim.core.bench import Verdict
 from spectrim.core.progress import Spent
 from spectrim.core.records import SCHEMA, Curve, Interactions, Latency, Report, Row, Score, Source, Training, Try
 
@@ -37,6 +38,8 @@ def full_report():
         selection=Score(0.9, 0.88, 0.4, 96),
         test=Score(0.89, 0.86),
         latency=(Latency(2.0, 1.9, 2.2, 200, 1), Latency(1.0, 0.9, 1.2, 200, 1)),
+        verdict=Verdict(0.5, 0.49, 0.52, 200),
+        target={"target": "PyTorch", "threads": "1"},
         seconds={"statistics": 1.5, "refit": 2.5},
         passes={"forward": 3.0, "backward": 1.0},
         tries=(Try(0.6, 0.5, 0.1), Try(0.4, 2.0, 0.25)),

@@ -5,7 +5,7 @@ import torch
 
 from nets import Residual, settle
 from spectrim.pipeline import account
-from spectrim.targets.torch import measure
+from spectrim.targets.timing import interleaved
 
 
 @pytest.fixture(scope="session")
@@ -23,5 +23,5 @@ def case():
 def _short_measurements():
     """Latencies are of five runs: what they are is for the tests of targets."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(account, "measure", functools.partial(measure, seconds=0.0))
+        patch.setattr(account, "interleaved", functools.partial(interleaved, seconds=0.0))
         yield

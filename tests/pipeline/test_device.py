@@ -12,7 +12,8 @@ from accelerator import CPU, DEVICE, accelerator
 from nets import Residual, settle
 from spectrim.core.factorization import describe
 from spectrim.factorize import cp
-from spectrim.targets.torch import measure
+from spectrim.targets.timing import interleaved
+from spectrim.targets.torch import Torch
 from tables import PLANAR, SEARCHES
 
 CHOOSING = [kind(images=24) if kind is st.Interaction else kind() for kind in SEARCHES] + [st.Knapsack(score="whitened")]
@@ -137,8 +138,8 @@ def test_latency_waits_for_the_device_of_the_example(case, monkeypatch):
     waited = []
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
-    (found,) = measure([model], x[:1], seconds=0)
-    assert found.runs == 5 and waited == 6 * [DEVICE]
+    (found,) = interleaved([Torch().load(model, x[:1])], seconds=0)
+    assert found.shape == (6, 2) and waited == 8 * [DEVICE]
 
 
 @pytest.mark.parametrize("method", (*PLANAR[:4], *PLANAR[5:10:2]), ids=describe)

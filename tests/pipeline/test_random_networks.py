@@ -17,7 +17,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import spectrim as st
 from random_nets import HEADS, INPUTS, KINDS, WRAPS, Network
-from spectrim.core.records import Latency
 from spectrim.network.calling import call, evaluation_mode, map_tensors, tensors_of
 
 BY_HAND = int(os.environ.get("SPECTRIM_EXAMPLES", "0"))
@@ -235,7 +234,7 @@ def check_network(d, w):
 
 def quick(monkeypatch):
     """Nothing here is about pages or time."""
-    monkeypatch.setattr("spectrim.pipeline.account.measure", lambda models, example: [Latency(1.0, 1.0, 1.0, 5, 1)] * 2)
+    monkeypatch.setattr("spectrim.pipeline.account._timed", lambda target, models, example: {})
     monkeypatch.setattr("spectrim.pipeline.result.page", lambda report: "")
 
 

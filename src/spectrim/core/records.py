@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from html import escape
 from typing import Any, Literal
 
+from spectrim.core.bench import Latency, Verdict
 from spectrim.core.cost import Cost
 from spectrim.core.reading import parsed, read
 
@@ -66,17 +67,6 @@ class Score:
         count = "" if self.examples is None else f", {self.examples:,} images"
         before, after = self.scale * self.before, self.scale * self.after
         return f"{before:.2f} -> {after:.2f} (drop {self.drop:.2f}{error}{self.unit}{count})"
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Milliseconds of one forward of the example's batch: median and quartiles over the runs."""
-
-    median_ms: float
-    low_ms: float
-    high_ms: float
-    runs: int
-    threads: int
 
 
 @dataclass(frozen=True)
@@ -212,7 +202,9 @@ class Report:
         interactions: Prediction with interactions, marginal harms and partners; None without calibration data.
         selection: Score on the data that decisions were made on; None without evaluate.
         test: Score on data read once, for this report; None unless given.
-        latency: Measured time before and after.
+        latency: Measured time before and after, in turn.
+        verdict: What the pairs of these runs say; None in reports of versions up to 0.2.
+        target: What was timed on: runtime, version, device, threads, precision.
         seconds: Wall-clock time of each stage.
         passes: How often the network was run over the calibration set, by direction.
         tries: For MaxDrop, every budget tried.
@@ -239,6 +231,8 @@ class Report:
     selection: Score | None = None
     test: Score | None = None
     latency: tuple[Latency, Latency] | None = None
+    verdict: Verdict | None = None
+    target: Mapping[str, str] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     passes: Mapping[str, float] = field(default_factory=dict)
     tries: tuple[Try, ...] = ()

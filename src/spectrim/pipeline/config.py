@@ -14,6 +14,7 @@ from spectrim.factorize import USUAL as USUAL_METHODS
 from spectrim.refit.reconstruct import Reconstruct
 from spectrim.search import USUAL as USUAL_SEARCH
 from spectrim.sensitivity.divergence import Harm
+from spectrim.targets.base import Target
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Config:
         batch: Images that go through the network at once.
         memory: Bytes. Half of it is for the activations of one batch going back, a quarter for those that wait in the refit,
             an eighth for the moments of one layer; layers and images beyond it are left out, batches made smaller.
+        target: What times are of: `OnnxRuntime()`, `OpenVINO()`, `Torch(...)`, ...; None is PyTorch on the network's device, on
+            one thread.
         seed: Of random vectors and positions.
         cache: Folder that keeps finished pieces of work, so that the same call goes on where it was interrupted. Nothing is
             kept where it cannot be told what `harm` depends on.
@@ -57,6 +60,7 @@ class Config:
     judging: float = 0.125
     batch: int = 128
     memory: int = 4 << 30
+    target: Target | None = None
     seed: int = 0
     cache: str | os.PathLike[str] | None = None
     progress: Progress | None = None
@@ -84,6 +88,8 @@ class Config:
         """Check the numbers, and what is a record of its own."""
         if self.reconstruct is not None and not isinstance(self.reconstruct, Reconstruct):
             raise TypeError(f"reconstruct is {self.reconstruct!r}; it must be Reconstruct(...), or None for no gradient steps")
+        if self.target is not None and not isinstance(self.target, Target):
+            raise TypeError(f"target is {self.target!r}; it must be a runtime, such as OnnxRuntime() or Torch(), or None")
         if not isinstance(self.judging, (int, float)) or not 0 < self.judging < 1:
             raise ValueError(f"judging is {self.judging!r}; it must be a share between 0 and 1, such as 0.125")
         for name in ("multiple_of", "images", "batch", "memory"):
@@ -97,5 +103,6 @@ class Config:
         values["search"] = repr(self.search)
         values["harm"] = None if self.harm is None else getattr(self.harm, "__qualname__", type(self.harm).__name__)
         values["reconstruct"] = None if self.reconstruct is None else dataclasses.asdict(self.reconstruct)
+        values["target"] = None if self.target is None else repr(self.target)
         values["exclude"] = list(self.exclude)
         return values

@@ -1,60 +1,92 @@
-"""Measured time of whole models: interleaved, one thread, medians with their spread.
-
-`torch.utils.benchmark` does not serve: its `Timer` runs one statement and warms up before each sample, so models cannot take
-turns, and its `timer()` waits for the current device only, also where the example is on another.
-"""
+"""Eager PyTorch on the CPU or a GPU."""
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 
-from spectrim.core.records import Latency
-from spectrim.network.calling import Example, call, evaluation_mode, tensors_of
+from spectrim.network.calling import Example, call, map_tensors, tensors_of
+from spectrim.network.copying import duplicate
+from spectrim.targets.base import Session, Target, checked
+
+PRECISIONS = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
-def measure(models: Sequence[nn.Module], example: Example, *, threads: int = 1, seconds: float = 1.5) -> list[Latency]:
-    """Time several models on the same input, one after the other in turn, so that a drift of the machine hits all alike.
+@dataclass(frozen=True)
+class Torch(Target):
+    """Eager PyTorch.
 
-    Args:
-        models: What to compare.
-        example: One batch.
-        threads: CPU threads used; restored afterwards.
-        seconds: About how long to measure, per model; at least five runs each.
+    Attributes:
+        device: Such as "cpu" or "cuda"; None leaves the network where it is.
+        precision: Of weights and inputs; None leaves both as they are.
+        layout: Of four-dimensional tensors in memory.
 
-    Returns:
-        One `Latency` per model, in order.
+    Example:
+        >>> session = Torch().load(nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 8, 8))
+        >>> session.size, [tuple(tensor.shape) for tensor in session.outputs()]
+        (448, [(1, 4, 6, 6)])
     """
+
+    device: str | None = None
+    precision: Literal["f32", "f16", "bf16"] | None = None
+    layout: Literal["contiguous", "channels_last"] = "contiguous"
+    title: ClassVar[str] = "PyTorch"
+    word: ClassVar[str] = "torch"
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        if self.precision not in (None, *PRECISIONS):
+            raise ValueError(f"precision is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}, or None")
+        if self.layout not in ("contiguous", "channels_last"):
+            raise ValueError(f"layout is {self.layout!r}; it must be 'contiguous' or 'channels_last'")
+
+    def load(self, model: nn.Module, example: Example) -> Session:
+        """Return a session on a copy of the network."""
+        network = duplicate(model).eval()
+        given = map_tensors(partial(_moved, target=self), example)
+        network.to(self.device, None if self.precision is None else PRECISIONS[self.precision])
+        if self.layout == "channels_last":
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        devices = {tensor.device for tensor in tensors_of([given, list(network.parameters())]) if tensor.device.type != "cpu"}
+        tensors = {id(x): x for x in (*network.parameters(), *network.buffers())}.values()
+        size = sum(x.numel() * x.element_size() for x in tensors)
+        clock: Literal["process", "wall"] = "process" if self.threads == 1 and not devices else "wall"
+        session = Session(partial(_forward, network, given, devices, self.threads), size, clock)
+        changed = self != Torch(self.threads)  # else it is the network itself
+        return checked(session, model, example, self.precision or "f32") if changed else session
+
+    def describe(self) -> dict[str, str]:
+        """Return version, device, threads and precision."""
+        device = None
+        if self.device is not None and torch.device(self.device).type == "cuda":
+            device = torch.cuda.get_device_name(self.device)
+        precision = self.precision or "as the network has it"
+        layout = {} if self.layout == "contiguous" else {"layout": self.layout}
+        return {**self._described(torch.__version__, precision, device), **layout}
+
+
+def _moved(tensor: torch.Tensor, target: Torch) -> torch.Tensor:
+    """Return a tensor of the example where and as the target has it."""
+    precision = PRECISIONS.get(target.precision or "") if tensor.is_floating_point() else None
+    new = tensor.to(target.device or tensor.device, precision or tensor.dtype)
+    return new.contiguous(memory_format=torch.channels_last) if target.layout == "channels_last" and new.ndim == 4 else new
+
+
+def _forward(network: nn.Module, example: Example, devices: set[torch.device], threads: int) -> Any:
+    """Return what the network returns, when every device that takes part has finished."""
     before = torch.get_num_threads()
-    times: list[list[float]] = [[] for _ in models]
     torch.set_num_threads(threads)
     try:
-        for model in models:
-            _time_once(model, example)
-        start = time.perf_counter()
-        while len(times[0]) < 5 or (time.perf_counter() - start < seconds * len(models) and len(times[0]) < 200):
-            for model, taken in zip(models, times, strict=True):
-                taken.append(_time_once(model, example))
+        with torch.no_grad():
+            answer = call(network, example)
+        if torch.accelerator.is_available():
+            for device in devices:
+                torch.accelerator.synchronize(device)
     finally:
         torch.set_num_threads(before)
-    return [_summary(taken, threads) for taken in times]
-
-
-def _time_once(model: nn.Module, example: Example) -> float:
-    """Return the milliseconds of one forward pass, until every device that takes part has finished."""
-    with evaluation_mode(model), torch.no_grad():
-        start = time.perf_counter()
-        answer = call(model, example)
-        for device in {tensor.device for tensor in tensors_of([example, answer])}:
-            if device.type != "cpu" and torch.accelerator.is_available():
-                torch.accelerator.synchronize(device)
-        return 1000 * (time.perf_counter() - start)
-
-
-def _summary(taken: Sequence[float], threads: int) -> Latency:
-    low, median, high = statistics.quantiles(taken, n=4)
-    return Latency(median, low, high, len(taken), threads)
+    return answer
