@@ -147,6 +147,18 @@ class Factorization(ABC):
         them; what does not fall below break-even is left out before anything is computed for it.
         """
 
+    def multiples(self, layer: Layer, steps: Sequence[int]) -> list[Rank]:
+        """Return the ranks worth considering, ascending, where each entry of a tuple must be a multiple of its step.
+
+        Of a method whose rank is one number the menu finds the multiples between its candidates, and this is not asked. One
+        whose ranks are tuples does well to override it where its candidates hold few multiples.
+
+        Args:
+            layer: A layer that the method fits.
+            steps: One for each entry of the rank.
+        """
+        return [rank for rank in self.candidates(layer) if is_multiple(rank, steps)]
+
     @abstractmethod
     def parts(self, layer: Layer, rank: Rank) -> tuple[Layer, ...]:
         """Return the layers that replace `layer` at this rank; the single source of structure and cost.
@@ -279,6 +291,11 @@ def options(method: Factorization) -> dict[str, Any]:
 def as_tuple(rank: Rank) -> tuple[int, ...]:
     """Return the rank as a tuple, also when it is one number."""
     return tuple(rank) if isinstance(rank, (tuple, list)) else (rank,)
+
+
+def is_multiple(rank: Rank, steps: Sequence[int]) -> bool:
+    """Return whether each entry of a rank is a multiple of its step."""
+    return all(number % step == 0 for number, step in zip(as_tuple(rank), steps, strict=True))
 
 
 def pays(cost: Cost, original: Cost) -> bool:

@@ -44,11 +44,19 @@ class Tucker2(Factorization):
 
     def candidates(self, layer: Layer) -> list[Rank]:
         """Return a geometric grid of pairs that the unfoldings allow."""
+        return self.multiples(layer, (1, 1))
+
+    def multiples(self, layer: Layer, steps: Sequence[int]) -> list[Rank]:
+        """Return such a grid of multiples."""
         if not self.fits(layer):
             return []
-        first, second = self.full_rank(layer)
         taps = math.prod(layer.kernel)
-        return [(a, b) for a in grid(first, STEPS) for b in grid(second, STEPS) if a <= taps * b and b <= taps * a]
+        first, second = (
+            [step * number for number in grid(full // step, STEPS)]
+            for full, step in zip(self.full_rank(layer), steps, strict=True)
+            if full >= step
+        )
+        return [(a, b) for a in first for b in second if a <= taps * b and b <= taps * a]
 
     def parts(self, layer: Layer, rank: Rank) -> tuple[Layer, ...]:
         """Return the three convolutions."""

@@ -15,18 +15,17 @@ from spectrim.core.progress import Spent
 from spectrim.core.records import Curve, Interactions, Report, Row, Score, Source, Training, Try
 from spectrim.network.accuracy import Evaluate, Scorer
 from spectrim.network.build import factorized
-from spectrim.network.calling import Example, count, cuda_devices, undisturbed
+from spectrim.network.calling import Example, count, undisturbed
 from spectrim.network.counting import counted
 from spectrim.network.reorder import reordered
 from spectrim.network.survey import Survey, survey
 from spectrim.pipeline.config import Config
-from spectrim.pipeline.prepare import Prepared
+from spectrim.pipeline.prepare import Prepared, target_of
 from spectrim.pipeline.realize import Realized
 from spectrim.sensitivity.measured import measured_harm
 from spectrim.sensitivity.sketch import quadratic_model
 from spectrim.targets.base import Target
 from spectrim.targets.timing import interleaved, latency, verdict
-from spectrim.targets.torch import Torch
 from spectrim.version import __version__
 
 
@@ -73,7 +72,9 @@ def account(
                 ]
                 joint = interactions(prepared, alone, small, seen)
     with ledger.stage("latency"):
-        timed = _timed(prepared.config.target, (prepared.model, reordered(small, prepared.example)), prepared.example)
+        timed = _timed(
+            target_of(prepared.config, prepared.example), (prepared.model, reordered(small, prepared.example)), prepared.example
+        )
     spent = prepared.spent + plan.spent + realized.spent + ledger.spent
     return Report(
         written(budget) if budget is not None else "the given plan",
@@ -131,7 +132,7 @@ def account_training(trained: Trained, example: Example, config: Config, *, budg
         budget: What was asked; None for a given plan, and for ordinary training.
     """
     found, plan = survey(trained.original, example), trained.plan
-    timed = _timed(config.target, (trained.original, trained.model), example) if plan else {}
+    timed = _timed(target_of(config, example), (trained.original, trained.model), example) if plan else {}
     return Report(
         written(budget) if budget is not None else "the given plan" if plan else "ordinary training",
         plan.original,
@@ -206,26 +207,19 @@ def interactions(
     )
 
 
-def _timed(target: Target | None, models: tuple[nn.Module, nn.Module], example: Example) -> dict[str, Any]:
+def _timed(target: Target, models: tuple[nn.Module, nn.Module], example: Example) -> dict[str, Any]:
     """Return the report's fields on time, of the original and the compressed network in turn.
 
     Args:
-        target: Where; None is PyTorch where the example is, on one thread.
+        target: Where.
         models: Both.
         example: One batch.
     """
-    target = target or _usual(example)
     sessions = [target.load(model, example) for model in models]
     clock = sessions[0].clock
     old, new = interleaved(sessions)
     found = (latency(old, target.threads, clock), latency(new, target.threads, clock))
     return {"latency": found, "verdict": verdict(old, new, clock), "target": target.describe()}
-
-
-def _usual(example: Example) -> Torch:
-    """Return PyTorch on the one GPU that the example is on; else leaving the network where it is."""
-    places = {str(device) for device in cuda_devices(example)}
-    return Torch(device=places.pop()) if len(places) == 1 else Torch()
 
 
 def _rows(found: Survey, plan: Plan, decisions: Mapping[str, str]) -> tuple[Row, ...]:
