@@ -31,6 +31,9 @@ from spectrim.refit.reconstruct import Reconstruct
 from spectrim.search import ALDS, VBMF, Energy, Greedy, Interaction, Knapsack, Portfolio, Similarity, Uniform
 from spectrim.search.level import equal_level
 from spectrim.targets.base import Session, Target
+from spectrim.targets.executorch import ExecuTorch
+from spectrim.targets.onnxruntime import OnnxRuntime
+from spectrim.targets.openvino import OpenVINO
 from spectrim.targets.torch import Torch
 from spectrim.train import Distortion, Recipe, Schedule, fit, loss_along
 from spectrim.version import __version__ as __version__
@@ -58,6 +61,7 @@ __all__ = [
     "Cost",
     "Distortion",
     "Energy",
+    "ExecuTorch",
     "Factorization",
     "Fit",
     "Greedy",
@@ -70,6 +74,8 @@ __all__ = [
     "MaxDrop",
     "Menu",
     "Moments",
+    "OnnxRuntime",
+    "OpenVINO",
     "Option",
     "PivotSVD",
     "Plan",

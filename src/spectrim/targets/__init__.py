@@ -1,1 +1,1 @@
-"""Runtimes: how long a network takes on them."""
+"""Runtimes to deploy on: export a network, run it, time it, and say what it likes."""
