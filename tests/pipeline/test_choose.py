@@ -18,7 +18,7 @@ METHODS = (st.ChannelSVD(),)
 
 def prepared_for(case, search, **options):
     model, x, _ = case
-    options = {"methods": METHODS, "images": 48, "batch": 16, **options}
+    options = {"methods": METHODS, "images": 48, "batch": 16, "multiple_of": 1, **options}
     return st.prepare(model, x[:1], calibration=[x], config=st.Config(search=search, **options))
 
 

@@ -139,6 +139,11 @@ def test_wider_layers_may_like_coarser_multiples(method):
     assert set(asked) == {32} and len(ranks) > 2 and all(number % 8 == 0 for rank in ranks for number in rank)
 
 
+def test_tucker_has_no_multiple_where_a_side_has_none():
+    layer = st.find_layers(nn.Sequential(nn.Conv2d(3, 64, 3)), torch.randn(1, 3, 8, 8))[0]
+    assert st.Tucker2().multiples(layer, (4, 4)) == [] and st.Tucker2().multiples(layer, (1, 4)) != []
+
+
 @pytest.mark.parametrize("steps", [(1, 1), (4, 4), (8, 1), (3, 5)])
 def test_tucker_has_a_grid_of_multiples(steps):
     layer = st.find_layers(nn.Sequential(nn.Conv2d(40, 64, 3)), torch.randn(1, 40, 8, 8))[0]

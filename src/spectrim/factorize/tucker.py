@@ -50,12 +50,8 @@ class Tucker2(Factorization):
         """Return such a grid of multiples."""
         if not self.fits(layer):
             return []
-        taps = math.prod(layer.kernel)
-        first, second = (
-            [step * number for number in grid(full // step, STEPS)]
-            for full, step in zip(self.full_rank(layer), steps, strict=True)
-            if full >= step
-        )
+        taps, sizes = math.prod(layer.kernel), zip(self.full_rank(layer), steps, strict=True)
+        first, second = ([step * n for n in grid(full // step, STEPS)] if full >= step else [] for full, step in sizes)
         return [(a, b) for a in first for b in second if a <= taps * b and b <= taps * a]
 
     def parts(self, layer: Layer, rank: Rank) -> tuple[Layer, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,11 +15,13 @@ from spectrim.core.cost import Bound, Metric, bounds_of, limit_of, written
 from spectrim.core.menu import Menu
 from spectrim.core.plan import Plan
 from spectrim.network.calling import undisturbed
-from spectrim.pipeline.cache import Entry
+from spectrim.pipeline.cache import Entry, Ledger
+from spectrim.pipeline.hold import hold
 from spectrim.pipeline.identity import method_identity
-from spectrim.pipeline.prepare import Prepared
+from spectrim.pipeline.prepare import Prepared, target_of
 from spectrim.pipeline.prices import bounded, priced
 from spectrim.pipeline.probe import network_probe
+from spectrim.pipeline.stopwatch import Stopwatch
 from spectrim.sensitivity.measured import Data
 from spectrim.sensitivity.scores import MEASURED, columns
 
@@ -40,22 +43,45 @@ def choose(prepared: Prepared, budget: Bound | Sequence[Bound], *, measure: bool
         TypeError: If the budget is no hard bound.
         ValueError: If the rank selection holds one bound only, and there are several.
     """
-    bounds, search, ledger = checked_bounds(prepared, budget), prepared.config.search, prepared.ledger()
+    bounds, ledger = checked_bounds(prepared, budget), prepared.ledger()
     metrics = [bound.metric for bound in bounds]
-    name = f"plan {written(bounds)} {measure} {prepared.config.settings()} {method_identity(search)}"
-    with ledger.piece(name) as piece:
+    timed = "latency" in metrics
+    where = target_of(prepared.config, prepared.example).describe() if timed else {}
+    identity = method_identity(prepared.config.search)
+    with ledger.piece(f"plan {written(bounds)} {measure} {prepared.config.settings()} {identity} {where}") as piece:
         if piece.entry is None:
             found = priced(prepared, metrics)
             menu, keep = bounded(found.menu, bounds)
             scores = scored(replace(found, menu=menu), keep.metric)
             ledger.add(scores.spent - prepared.spent)
-            with ledger.stage("search"):
-                probe = network_probe(scores, ledger) if measure else None
-                chosen = check_choice(scores, search.select(scores.menu, keep, probe), bounds)
-            if probe is not None:
-                ledger.passed(**probe.passed())
-            piece.entry = Entry({}, {"plan": scores.menu.plan(chosen).text()})
+            select = functools.partial(_selected, scores, ledger)
+            if timed and measure:
+                stopwatch, measures = Stopwatch(scores, ledger), network_probe(scores, ledger) is not None
+                plan = hold(scores.menu, bounds, stopwatch, select, measure=measures)
+            else:
+                plan = select(scores.menu, bounds, measure)
+            piece.entry = Entry({}, {"plan": plan.text()})
     return replace(Plan.from_json(piece.entry.numbers["plan"]), spent=ledger.spent)
+
+
+def _selected(prepared: Prepared, ledger: Ledger, menu: Menu, bounds: Sequence[Bound], measure: bool) -> Plan:
+    """Return the rank selection's plan within bounds.
+
+    Args:
+        prepared: From `prepare`.
+        ledger: Of this step.
+        menu: What it chooses from, with the columns that it needs.
+        bounds: All of them are to hold.
+        measure: Whether it may measure networks.
+    """
+    menu, keep = bounded(menu, bounds)
+    prepared, search = replace(prepared, menu=menu), prepared.config.search
+    with ledger.stage("search"):
+        probe = network_probe(prepared, ledger) if measure else None
+        chosen = check_choice(prepared, search.select(menu, keep, probe), bounds)
+    if probe is not None:
+        ledger.passed(**probe.passed())
+    return menu.plan(chosen)
 
 
 def checked_bounds(prepared: Prepared, budget: Bound | Sequence[Bound]) -> tuple[Bound, ...]:

@@ -21,6 +21,7 @@ from spectrim.pipeline.prepare import Prepared, prepare
 from spectrim.pipeline.prices import priced
 from spectrim.pipeline.realize import realize
 from spectrim.pipeline.result import Result
+from spectrim.pipeline.stopwatch import Stopwatch
 
 
 @undisturbed()
@@ -97,9 +98,13 @@ def _bounds(budget: Any) -> tuple[Bound, ...]:
 
 def _check_cost(prepared: Prepared, plan: Plan, bounds: Sequence[Bound]) -> None:
     """Raise a BudgetError if a given plan costs more than a bound given with it."""
-    menu = priced(prepared, [bound.metric for bound in bounds]).menu
+    menu = priced(prepared, [bound.metric for bound in bounds if bound.metric != "latency"]).menu
     for bound in bounds:
-        cost, whole = menu.cost(menu.numbers(plan), bound.metric), max(menu.whole(bound.metric), 1)
+        if bound.metric == "latency":
+            stopwatch = Stopwatch(prepared, prepared.ledger())
+            whole, cost = stopwatch.whole(), int(stopwatch.whole() * stopwatch.ratio(plan))
+        else:
+            cost, whole = menu.cost(menu.numbers(plan), bound.metric), max(menu.whole(bound.metric), 1)
         if cost > limit_of(bound, whole):
             raise BudgetError(
                 f"the given plan keeps {cost / whole:.4f} of the {bound.metric}, more than {bound} allows; lower ranks, or "

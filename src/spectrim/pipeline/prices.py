@@ -11,7 +11,9 @@ from torch import nn
 from spectrim.core.cost import Bound, Keep, Metric, limit_of
 from spectrim.core.menu import LayerMenu, Menu
 from spectrim.core.plan import Option
+from spectrim.pipeline.latency import latencies
 from spectrim.pipeline.prepare import Prepared
+from spectrim.pipeline.stopwatch import Stopwatch
 
 ORDER = 8  # bytes of a number in the order of a Pivot's channels
 
@@ -26,7 +28,10 @@ def priced(prepared: Prepared, metrics: Sequence[Metric]) -> Prepared:
     menu = prepared.menu
     if "bytes" in metrics and "bytes" not in menu.others:
         menu = menu.with_costs("bytes", stored(prepared.model), [_bytes(prepared.model, row) for row in menu.layers])
-    return prepared if menu is prepared.menu else replace(prepared, menu=menu)
+    ledger = prepared.ledger()
+    if "latency" in metrics and "latency" not in menu.others:
+        menu = menu.with_costs("latency", *latencies(menu, Stopwatch(prepared, ledger)))
+    return prepared if menu is prepared.menu else replace(prepared, menu=menu, spent=prepared.spent + ledger.spent)
 
 
 def stored(model: nn.Module) -> int:
