@@ -125,7 +125,7 @@ def test_the_column_is_what_the_target_takes(known):
 def test_several_budgets_one_of_them_time(known):
     target = Formula()
     prepared = known(target)
-    whole = Stopwatch(prepared, prepared.ledger()).whole()
+    whole = Stopwatch.of(prepared, prepared.ledger()).whole()
     budget = [st.AtMost(0.6 * whole / 1e6, "latency"), st.Keep(0.3, "params")]
     plan = st.choose(prepared, budget)
     assert true_ratio(prepared, plan, target) <= 0.6 and plan.cost.params <= 0.3 * plan.original.params

@@ -56,7 +56,7 @@ def choose(prepared: Prepared, budget: Bound | Sequence[Bound], *, measure: bool
             ledger.add(scores.spent - prepared.spent)
             select = functools.partial(_selected, scores, ledger)
             if timed and measure:
-                stopwatch, measures = Stopwatch(scores, ledger), network_probe(scores, ledger) is not None
+                stopwatch, measures = Stopwatch.of(scores, ledger), network_probe(scores, ledger) is not None
                 plan = hold(scores.menu, bounds, stopwatch, select, measure=measures)
             else:
                 plan = select(scores.menu, bounds, measure)

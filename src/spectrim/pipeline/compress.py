@@ -101,7 +101,7 @@ def _check_cost(prepared: Prepared, plan: Plan, bounds: Sequence[Bound]) -> None
     menu = priced(prepared, [bound.metric for bound in bounds if bound.metric != "latency"]).menu
     for bound in bounds:
         if bound.metric == "latency":
-            stopwatch = Stopwatch(prepared, prepared.ledger())
+            stopwatch = Stopwatch.of(prepared, prepared.ledger())
             whole, cost = stopwatch.whole(), int(stopwatch.whole() * stopwatch.ratio(plan))
         else:
             cost, whole = menu.cost(menu.numbers(plan), bound.metric), max(menu.whole(bound.metric), 1)

@@ -30,7 +30,7 @@ def priced(prepared: Prepared, metrics: Sequence[Metric]) -> Prepared:
         menu = menu.with_costs("bytes", stored(prepared.model), [_bytes(prepared.model, row) for row in menu.layers])
     ledger = prepared.ledger()
     if "latency" in metrics and "latency" not in menu.others:
-        menu = menu.with_costs("latency", *latencies(menu, Stopwatch(prepared, ledger)))
+        menu = menu.with_costs("latency", *latencies(menu, Stopwatch.of(prepared, ledger)))
     return prepared if menu is prepared.menu else replace(prepared, menu=menu, spent=prepared.spent + ledger.spent)
 
 

@@ -11,13 +11,13 @@ from torch import nn
 from spectrim.core.cost import NANOSECONDS
 from spectrim.core.factorization import describe
 from spectrim.core.plan import Plan
-from spectrim.network.calling import batched
+from spectrim.network.calling import Example, batched
 from spectrim.network.pivot import Pivot
 from spectrim.network.reorder import reordered
 from spectrim.network.surgery import skeleton
 from spectrim.pipeline.cache import Entry, Ledger
 from spectrim.pipeline.prepare import Prepared, target_of
-from spectrim.targets.base import Session
+from spectrim.targets.base import Session, Target
 from spectrim.targets.timing import CLOCKS, interleaved
 
 SECONDS = 1.0  # of measuring each network
@@ -30,17 +30,22 @@ class Stopwatch:
     Time does not depend on weights, so networks of random weights serve and nothing is fitted.
 
     Args:
-        prepared: From `prepare`.
+        model: The original network.
+        example: A batch of inputs.
+        target: Where.
         ledger: Of the step that wants to know.
     """
 
-    def __init__(self, prepared: Prepared, ledger: Ledger) -> None:
+    def __init__(self, model: nn.Module, example: Example, target: Target, ledger: Ledger) -> None:
         """Store the arguments; nothing is loaded yet."""
-        self.prepared, self.ledger = prepared, ledger
-        self.target = target_of(prepared.config, prepared.example)
-        self.example = prepared.example
+        self.model, self.example, self.target, self.ledger = model, example, target, ledger
         self._original: Session | None = None
         self._known: dict[str, tuple[float, int]] = {}
+
+    @staticmethod
+    def of(prepared: Prepared, ledger: Ledger) -> Stopwatch:
+        """Return a stopwatch for plans of what was prepared."""
+        return Stopwatch(prepared.model, prepared.example, target_of(prepared.config, prepared.example), ledger)
 
     def ratio(self, plan: Plan) -> float:
         """Return the time of a plan's network over that of the original: the median over pairs of runs."""
@@ -48,7 +53,7 @@ class Stopwatch:
 
     def whole(self) -> int:
         """Return the nanoseconds of one forward of the original network on the example: the median."""
-        return self._timed(Plan({}, self.prepared.original))[1]
+        return self._timed(Plan())[1]
 
     def _timed(self, plan: Plan) -> tuple[float, int]:
         """Return the ratio, and the original's nanoseconds beside it."""
@@ -66,10 +71,10 @@ class Stopwatch:
     def _measured(self, plan: Plan) -> tuple[float, int]:
         if self._original is None:
             self.target.check()
-            self._original = self.target.load(self.prepared.model, self.example)
+            self._original = self.target.load(self.model, self.example)
         sessions = [self._original]
         if plan:
-            small = reordered(stand_in(plan, self.prepared.model), self.example)
+            small = reordered(stand_in(plan, self.model), self.example)
             sessions.append(self.target.load(small, self.example))
         column = CLOCKS.index(self._original.clock)
         times = [taken[:, column] for taken in interleaved(sessions, seconds=SECONDS, least=LEAST)]
