@@ -4,6 +4,7 @@ import importlib
 import typing
 
 from spectrim import integrations as integrations
+from spectrim.core.bench import Bench, BenchRow, Latency, Verdict
 from spectrim.core.cost import AtMost, BudgetError, Cost, Keep, MaxDrop
 from spectrim.core.factorization import Factorization, Fit, Moments, Rank
 from spectrim.core.layer import Layer
@@ -19,6 +20,7 @@ from spectrim.network.counting import cost
 from spectrim.network.surgery import apply, plan_from
 from spectrim.network.survey import find_layers
 from spectrim.pipeline.account import account
+from spectrim.pipeline.bench import bench
 from spectrim.pipeline.choose import choose
 from spectrim.pipeline.compress import compress
 from spectrim.pipeline.config import Config
@@ -55,6 +57,8 @@ __all__ = [
     "VBMF",
     "Accuracy",
     "AtMost",
+    "Bench",
+    "BenchRow",
     "BudgetError",
     "ChannelSVD",
     "Config",
@@ -69,6 +73,7 @@ __all__ = [
     "Interaction",
     "Keep",
     "Knapsack",
+    "Latency",
     "Layer",
     "LayerMenu",
     "MaxDrop",
@@ -103,8 +108,10 @@ __all__ = [
     "Try",
     "Tucker2",
     "Uniform",
+    "Verdict",
     "account",
     "apply",
+    "bench",
     "choose",
     "compress",
     "cost",

@@ -43,5 +43,5 @@ def world(saved_world, monkeypatch):
     folder, result = saved_world
     monkeypatch.setattr(account, "interleaved", functools.partial(interleaved, seconds=0.0))
     monkeypatch.setattr(sys.modules["spectrim.pipeline.result"], "page", lambda report: "a page")
-    monkeypatch.setattr(cli.demo, "run_demo", lambda progress, device: result)
+    monkeypatch.setattr(cli.demo, "run_demo", lambda progress, **where: result)
     return folder

@@ -46,7 +46,7 @@ def test_demo(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("spectrim.demo.BUDGET", None)
     from spectrim.demo import run_demo
 
-    monkeypatch.setattr(cli.demo, "run_demo", lambda progress, device: run_demo(progress, spectrim.Keep(0.5, "macs"), device))
+    monkeypatch.setattr(cli.demo, "run_demo", lambda progress, **where: run_demo(progress, spectrim.Keep(0.5, "macs"), **where))
     monkeypatch.setattr("spectrim.demo.demo_images", lambda part: tuple(tensor[:150] for tensor in demo_images(part)))
     assert cli.main(["demo"]) == 0
     text = capsys.readouterr().out

@@ -12,7 +12,7 @@ from accelerator import CPU, DEVICE, accelerator
 from nets import Residual, settle
 from spectrim.core.factorization import describe
 from spectrim.factorize import cp
-from spectrim.targets.timing import interleaved
+from spectrim.targets.timing import LOADS, interleaved
 from spectrim.targets.torch import Torch
 from tables import PLANAR, SEARCHES
 
@@ -139,7 +139,7 @@ def test_latency_waits_for_the_device_of_the_example(case, monkeypatch):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
     (found,) = interleaved([Torch().load(model, x[:1])], seconds=0)
-    assert found.shape == (6, 2) and waited == 8 * [DEVICE]
+    assert found.shape == (8, 2) and waited == (8 + LOADS) * [DEVICE]
 
 
 @pytest.mark.parametrize("method", (*PLANAR[:4], *PLANAR[5:10:2]), ids=describe)

@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 
 import spectrim as st
+from spectrim.core.bench import Verdict
 from spectrim.core.records import Curve, Interactions, Latency, Report, Row, Score, Source, Training, Try
-from spectrim.report import lines, page, table
+from spectrim.report import lines, page, plot, table
 from spectrim.report.text import short
 
 BARE = Report(
@@ -44,8 +45,20 @@ PARTS = {  # what a report may have beside: how it changes the text and the numb
         0,
     ),
     "latencies alike": (
-        {"latency": (Latency(2.0, 1.9, 2.2, 200, 1), Latency(1.95, 1.8, 2.1, 200, 1))},
-        ["no difference beyond the noise"],
+        {
+            "latency": (Latency(2.0, 1.9, 2.2, 200, 1), Latency(1.95, 1.8, 2.1, 200, 1)),
+            "verdict": Verdict(0.98, 0.97, 1.01, 200),
+        },
+        ["200 runs each); no difference found: 0.98 times the original's time, 95 % interval 0.97-1.01"],
+        0,
+    ),
+    "a slower network": (
+        {
+            "latency": (Latency(2.0, 1.9, 2.2, 200, 2), Latency(3.0, 2.8, 3.1, 200, 2)),
+            "verdict": Verdict(1.5, 1.45, 1.55, 200),
+            "target": {"target": "ONNX Runtime", "version": "1.31.1"},
+        },
+        ["latency, 2 threads        2.00 -> 3.00 ms in ONNX Runtime 1.31.1 (", "slower: 1.50 times the original's time"],
         0,
     ),
     "one interaction": (
@@ -141,3 +154,22 @@ def test_without_the_extra_the_page_says_what_to_install(monkeypatch, missing):
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ImportError, match="the HTML report needs Jinja2 and matplotlib: pip install jinja2 matplotlib"):
         page(BARE)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_slower_network_is_told_at_first_sight(name):
+    sentence, html = "SLOWER: takes 1.50 times as long as the original in ONNX Runtime 1.31.1", page(report_of(name))
+    there = name == "a slower network"
+    assert (sentence in str(table(report_of(name)).title)) == there
+    assert (sentence in html[: html.index("of the parameters kept")]) == there
+
+
+def test_the_plot_of_a_bench_has_a_bar_a_network(tmp_path):
+    target = {"target": "ONNX Runtime", "version": "1.31.1", "device": "some CPU", "threads": "1", "precision": "f32"}
+    times = [Latency(milliseconds, 0.9 * milliseconds, 1.2 * milliseconds, 200, 1, "process") for milliseconds in (2, 1)]
+    first = st.BenchRow("original", target, 1, "process", times[0], times[0], 10)
+    second = st.BenchRow("com<pressed", target, 1, "process", times[1], times[1], 5, None, Verdict(0.5, 0.49, 0.52, 200))
+    plot(st.Bench((first, second)), tmp_path / "bench.svg")
+    text = (tmp_path / "bench.svg").read_text()
+    for words in ("original", "com&lt;pressed", "ONNX Runtime 1.31.1, f32, 1 thread, batch 1", "0.50 times: faster"):
+        assert f"<!-- {words} -->" in text, words  # matplotlib notes texts beside their outlines

@@ -7,7 +7,7 @@ import pytest
 
 from spectrim.core.bench import LEAST, Latency
 from spectrim.targets.base import Session
-from spectrim.targets.timing import CLOCKS, interleaved, latency, verdict
+from spectrim.targets.timing import CLOCKS, LOADS, interleaved, latency, verdict
 
 
 def working(milliseconds, calls, clock=time.process_time):
@@ -24,11 +24,19 @@ def working(milliseconds, calls, clock=time.process_time):
 
 
 @pytest.mark.parametrize("seconds", [0, 0.02])
-def test_sessions_take_turns_after_two_runs_each(seconds):
-    calls = []
-    found = interleaved([working(number, calls) for number in (0.1, 0.2, 0.3)], seconds=seconds, least=7)
-    assert {times.shape for times in found} == {(len(found[0]), 2)} and len(found[0]) >= 7
-    assert calls == [0.1, 0.2, 0.3] * (len(found[0]) + 2)
+def test_sessions_take_turns_there_and_back_and_are_made_anew(seconds):
+    calls, made = [], []
+
+    def again():
+        made.append(len(calls))
+        return working(0.2, calls).forward
+
+    sessions = [working(0.1, calls), Session(working(0.2, calls).forward, 0, fresh=again), working(0.3, calls)]
+    found = interleaved(sessions, seconds=seconds, least=12)
+    runs = len(found[0])
+    assert {times.shape for times in found} == {(runs, 2)} and runs >= 12 and len(made) == LOADS - 1
+    assert len(calls) == 3 * (runs + LOADS) and calls[:9] == [0.1, 0.2, 0.3] * 2 + [0.3, 0.2, 0.1]
+    assert (np.median(np.stack(found)[:, :, 0], 1) >= (0.1, 0.2, 0.3)).all()  # each row is of its session
 
 
 def test_waiting_is_time_of_the_wall_only():

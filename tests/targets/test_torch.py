@@ -61,7 +61,7 @@ def test_precision_and_layout(precision, dtype, size, layout):
     (found,) = session.outputs()
     assert found.dtype == dtype and session.size == size * (4 * 27 + 4) and model.weight.dtype == torch.float32
     assert found.is_contiguous(memory_format=torch.channels_last) == (layout == "channels_last")
-    assert target.describe()["precision"] == (precision or "as the network has it")
+    assert target.describe()["precision"] == (precision or "precision as given")
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from spectrim.cli.options import (
 )
 from spectrim.cli.runs import Run, options_of
 from spectrim.cli.splits import Sources, training_data
+from spectrim.cli.targets import RuntimeOptions
 from spectrim.cli.terminal import progress, show
 from spectrim.core.cost import AtMost, Bound, Budget, Keep, MaxDrop, check_metric
 from spectrim.core.records import Training
@@ -48,6 +49,7 @@ def compress(
     refit: bool = True,
     batchnorm: bool = False,
     blocks: BlockOptions = BlockOptions(),
+    runtime: RuntimeOptions = RuntimeOptions(),
     finetune_epochs: Whole = 0,
     training: TrainingOptions = TrainingOptions(),
     resume: bool = False,
@@ -82,6 +84,8 @@ def compress(
         Re-estimate BatchNorm statistics at the end.
     blocks
         Whether to take gradient steps after the fits.
+    runtime
+        Where times are taken: of a budget in latency, and the report's.
     finetune_epochs
         Train the compressed network for so many epochs on the calibration source.
     training
@@ -93,11 +97,11 @@ def compress(
     """
     budget = _budget(keep, at_most, max_drop, metric, given=plan is not None)
     own = None if plan is None else choice.own(plan)
-    deciding, gradient = isinstance(budget, MaxDrop), blocks.options()
+    deciding, gradient, target = isinstance(budget, MaxDrop), blocks.options(), runtime.chosen()
     _check_words(finetune_epochs, inputs, training, deciding=deciding)
     steps = {"refit": refit, "batchnorm": batchnorm, "finetune_epochs": finetune_epochs, "training": training}
     budgets = {"keep": keep, "at_most": list(at_most), "max_drop": max_drop, "metric": metric, "plan": plan}
-    arguments = options_of(model=model, inputs=inputs, **budgets, choice=choice, blocks=blocks, **steps)
+    arguments = options_of(model=model, inputs=inputs, **budgets, choice=choice, blocks=blocks, runtime=runtime, **steps)
     choice = choice if own is None else dataclasses.replace(choice, methods=None)
     run = Run.at(out_dir, arguments, resume)
     if run.finished:
@@ -105,7 +109,7 @@ def compress(
     network = inputs.network(model)
     sources = inputs.open(choice, validation=VALIDATION if finetune_epochs else float(deciding))
     with progress(as_json) as advance, run.working():
-        fits = {"refit": refit, "batchnorm": batchnorm, "reconstruct": gradient}
+        fits = {"refit": refit, "batchnorm": batchnorm, "reconstruct": gradient, "target": target}
         config = dataclasses.replace(choice.config(inputs.seed, run.partial, advance), **fits)  # type: ignore[arg-type]
         same = sources.selection is sources.test and deciding  # what is decided on is no test
         scorer = score_original(network, sources, advance, test=not same, training=training.batch if finetune_epochs else 0)

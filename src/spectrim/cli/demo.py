@@ -8,12 +8,19 @@ from cyclopts import Parameter
 
 from spectrim.cli.options import Json, device_of
 from spectrim.cli.runs import free
+from spectrim.cli.targets import RuntimeOptions
 from spectrim.cli.terminal import progress, show
 from spectrim.demo import run_demo
 from spectrim.pipeline.result import check_output
 
 
-def demo(*, out_dir: Annotated[str | None, Parameter(name="--out")] = None, device: str = "cpu", as_json: Json = False) -> None:
+def demo(
+    *,
+    out_dir: Annotated[str | None, Parameter(name="--out")] = None,
+    device: str = "cpu",
+    runtime: RuntimeOptions = RuntimeOptions(),
+    as_json: Json = False,
+) -> None:
     """Compress the embedded network on embedded real images: a minute and a half on two CPU cores, no network, no other file.
 
     Parameters
@@ -22,13 +29,15 @@ def demo(*, out_dir: Annotated[str | None, Parameter(name="--out")] = None, devi
         Where the result is written; spectrim-demo, or the next free spectrim-demo-N.
     device
         Where the network runs, such as cuda.
+    runtime
+        Where the report's times are taken.
     as_json
         Print the report as JSON.
     """
     folder = free("spectrim-demo") if out_dir is None else out_dir
     check_output(folder)
-    place = device_of(device)
+    place, target = device_of(device), runtime.chosen()
     with progress(as_json) as advance:
-        result = run_demo(advance, device=place)
+        result = run_demo(advance, device=place, target=target)
     result.save(folder)
     show(result.report, folder, as_json)

@@ -7,14 +7,11 @@ import json
 import sys
 from pathlib import Path
 
-from spectrim.cli.methods import import_methods
-from spectrim.cli.models import is_file, load_weights, look_in, make_model
-from spectrim.cli.options import Json, Whole, device_of
-from spectrim.cli.runs import read_report
-from spectrim.cli.splits import Specs, first_examples, split_data
-from spectrim.core.records import Source
+from spectrim.cli.models import load_weights
+from spectrim.cli.options import Json, Whole
+from spectrim.cli.saved import found, reopened
+from spectrim.cli.splits import first_examples
 from spectrim.network.accuracy import Accuracy, Scorer
-from spectrim.pipeline.result import load
 
 
 def evaluate(
@@ -47,29 +44,16 @@ def evaluate(
     as_json
         Print JSON.
     """
-    file = Path(run) / "report.json"
-    if not is_file(str(file)):
-        raise ValueError(f"{run!r} is no saved result: it has no report.json")
     if images == 0:
         raise ValueError("--images is 0; it must be a whole number of at least 1")
-    report = read_report(file)
-    source = report.source
-    if source is None:
-        raise ValueError(f"{run!r} was not written by the command line, so its model is unknown; use spectrim.load in Python")
-    look_in(source.folder)
-    plan = Path(run) / "plan.json"
-    if plan.is_file():
-        recorded = str(report.arguments.get("--methods") or "").split(",")
-        import_methods(plan.read_text(), methods, [_found(spec, source) for spec in recorded if ":" in spec])
-    original = make_model(_found(source.model, source)).to(device_of(device))
-    small = load(run, original).to(device)
-    labelled = _found(source.data, source) if data is None else data
-    specs = Specs(data=labelled, calibration=labelled, input_shape=source.input, mean=source.mean, std=source.std)
-    testing = split_data(specs, images=(1, 0)).test
+    saved = reopened(run, methods, device)
+    original, small, source = saved.original, saved.small, saved.source
+    labelled = found(source.data, source) if data is None else data
+    testing = saved.images(labelled).test
     if images is not None:
         testing = first_examples(testing, images)
     accuracy = Accuracy(testing)
-    weights = None if source.weights is None else _found(source.weights, source)
+    weights = None if source.weights is None else found(source.weights, source)
     if weights is not None and Path(weights).is_file():
         load_weights(original, weights, trust_pickle=trust_pickle)
         score = Scorer(accuracy, original).score(small)
@@ -84,14 +68,3 @@ def evaluate(
         values["note"] = "some of these images were calibrated or decided on"
         text += f"\nnote   {values['note']}"
     sys.stdout.write(json.dumps(values, indent=1) + "\n" if as_json else f"top-1  {text}\n")
-
-
-def _found(spec: str, source: Source) -> str:
-    """Return a spec whose path is there, as typed from here or from the folder in which the run was made."""
-    kind, colon, rest = spec.partition(":")
-    file = kind if kind.endswith(".py") else ""
-    for head, path, tail in (("", file, f"{colon}{rest}"), (f"{kind}{colon}", rest, ""), ("", spec, "")):
-        there = Path(source.folder) / path
-        if path and source.folder and not Path(path).exists() and there.exists():
-            return f"{head}{there}{tail}"
-    return spec

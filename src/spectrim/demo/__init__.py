@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 from importlib.resources import files
 
 import numpy as np
@@ -12,15 +13,23 @@ from torch import Tensor
 
 from spectrim.core.cost import Budget, MaxDrop
 from spectrim.core.progress import Progress
+from spectrim.core.records import Source
 from spectrim.demo.net import FashionNet
 from spectrim.network.accuracy import Accuracy, Scorer
 from spectrim.pipeline.account import complete
 from spectrim.pipeline.compress import compress
 from spectrim.pipeline.config import Config
 from spectrim.pipeline.result import Result
+from spectrim.targets.base import Target
 
 MEAN, STD = 0.2860, 0.3530  # of the training images
 BUDGET = MaxDrop(1.5, "macs")
+SOURCE = Source(
+    model="spectrim.demo:demo_model",
+    data="spectrim.demo:test_batches",
+    calibration="spectrim.demo:calibration_batches",
+    selection="spectrim.demo:selection_batches",
+)
 
 
 def demo_model() -> FashionNet:
@@ -42,17 +51,40 @@ def demo_images(part: str) -> tuple[Tensor, Tensor]:
     return (torch.from_numpy(images)[:, None].float() / 255 - MEAN) / STD, torch.from_numpy(labels.astype(np.int64))
 
 
-def run_demo(progress: Progress | None = None, budget: Budget = BUDGET, device: torch.device | str = "cpu") -> Result:
-    """Compress the embedded network; decisions on the selection images, the test images read once for the report."""
+def _batches(part: str) -> list[tuple[Tensor, Tensor]]:
+    """Return images and labels in batches."""
+    return list(zip(*(tensor.split(500) for tensor in demo_images(part)), strict=True))
+
+
+# callables of data specs of the command line, such as spectrim.demo:test_batches
+calibration_batches, selection_batches, test_batches = (
+    partial(_batches, part) for part in ("calibration", "selection", "test")
+)
+
+
+def run_demo(
+    progress: Progress | None = None,
+    budget: Budget = BUDGET,
+    *,
+    device: torch.device | str = "cpu",
+    target: Target | None = None,
+) -> Result:
+    """Compress the embedded network; decisions on the selection images, the test images read once for the report.
+
+    Args:
+        progress: Called with the stage and its share.
+        budget: What may be lost.
+        device: Where the network runs.
+        target: Where the report's times are taken.
+    """
     model = demo_model().to(device)
     calibration = demo_images("calibration")[0].to(device)
-    batches = {part: list(zip(*(t.split(500) for t in demo_images(part)), strict=True)) for part in ("selection", "test")}
-    config = Config(progress=progress)
+    config = Config(progress=progress, target=target)
     result = compress(
-        model, calibration[:1], budget=budget, calibration=calibration, evaluate=Accuracy(batches["selection"]), config=config
+        model, calibration[:1], budget=budget, calibration=calibration, evaluate=Accuracy(selection_batches()), config=config
     )
-    score = Scorer(Accuracy(batches["test"]), model).score(result.model)
-    return Result(result.model, result.plan, complete(result.report, test=score))
+    score = Scorer(Accuracy(test_batches()), model).score(result.model)
+    return Result(result.model, result.plan, complete(result.report, test=score, source=SOURCE))
 
 
-__all__ = ["FashionNet", "demo_images", "demo_model", "run_demo"]
+__all__ = ["FashionNet", "calibration_batches", "demo_images", "demo_model", "run_demo", "selection_batches", "test_batches"]

@@ -72,9 +72,8 @@ def account(
                 ]
                 joint = interactions(prepared, alone, small, seen)
     with ledger.stage("latency"):
-        timed = _timed(
-            target_of(prepared.config, prepared.example), (prepared.model, reordered(small, prepared.example)), prepared.example
-        )
+        models = prepared.model, reordered(small, prepared.example)
+        timed, untimed = _timed(target_of(prepared.config, prepared.example), models, prepared.example)
     spent = prepared.spent + plan.spent + realized.spent + ledger.spent
     return Report(
         written(budget) if budget is not None else "the given plan",
@@ -92,7 +91,7 @@ def account(
         passes=spent.passes,
         tries=tuple(tries),
         images=count(prepared.calibration),
-        notes=(*prepared.notes, *_notes(prepared), *realized.notes),
+        notes=(*prepared.notes, *_notes(prepared), *realized.notes, *untimed),
         config=prepared.config.settings(),
         versions=_versions(),
     )
@@ -132,7 +131,8 @@ def account_training(trained: Trained, example: Example, config: Config, *, budg
         budget: What was asked; None for a given plan, and for ordinary training.
     """
     found, plan = survey(trained.original, example), trained.plan
-    timed = _timed(target_of(config, example), (trained.original, trained.model), example) if plan else {}
+    models = trained.original, trained.model
+    timed, untimed = _timed(target_of(config, example), models, example) if plan else ({}, [])
     return Report(
         written(budget) if budget is not None else "the given plan" if plan else "ordinary training",
         plan.original,
@@ -149,6 +149,7 @@ def account_training(trained: Trained, example: Example, config: Config, *, budg
         passes=trained.spent.passes,
         training=trained.training,
         flatness=trained.curves,
+        notes=tuple(untimed),
         config=config.settings(),
         versions=_versions(),
     )
@@ -207,19 +208,22 @@ def interactions(
     )
 
 
-def _timed(target: Target, models: tuple[nn.Module, nn.Module], example: Example) -> dict[str, Any]:
-    """Return the report's fields on time, of the original and the compressed network in turn.
+def _timed(target: Target, models: tuple[nn.Module, nn.Module], example: Example) -> tuple[dict[str, Any], list[str]]:
+    """Return the report's fields on time, of the original and the compressed network in turn; or why there are none.
 
     Args:
         target: Where.
         models: Both.
         example: One batch.
     """
-    sessions = [target.load(model, example) for model in models]
+    try:
+        sessions = [target.load(model, example) for model in models]
+    except ValueError as error:  # work of hours is not lost for it
+        return {}, [f"there are no times: {error}"]
     clock = sessions[0].clock
     old, new = interleaved(sessions)
     found = (latency(old, target.threads, clock), latency(new, target.threads, clock))
-    return {"latency": found, "verdict": verdict(old, new, clock), "target": target.describe()}
+    return {"latency": found, "verdict": verdict(old, new, clock), "target": target.describe()}, []
 
 
 def _rows(found: Survey, plan: Plan, decisions: Mapping[str, str]) -> tuple[Row, ...]:

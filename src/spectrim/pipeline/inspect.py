@@ -47,6 +47,7 @@ ALL: tuple[Factorization, ...] = (
 )
 
 
+WIDTH = 80  # columns of the table of times
 ABBREVIATED = {
     "ChannelSVD": "Chan",
     "PivotSVD": "Piv",
@@ -117,23 +118,22 @@ class Inspection:
         """
         if self.time_ms is None:
             raise ValueError("no times are known; give inspect a target, such as Config(target=OnnxRuntime())")
+        where = ", ".join(f"{name} {value}" if name == "threads" else value for name, value in self.target.items())
         title = (
-            f"{self.time_ms:.2f} ms on {', '.join(self.target.values())}. Per cent of the network's time, and for each method "
+            f"{self.time_ms:.2f} ms on {where}. Per cent of the network's time, and for each method "
             "which per cent of the layer's time is left at half of its MACs; least: at any rank of any method"
         )
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=0, width=WIDTH)
         names = list(dict.fromkeys(name for view in self.layers for name in view.at_most))
-        table.add_column("layer", no_wrap=True)
+        table.add_column("layer", no_wrap=True, ratio=1)
         for name in ("time", *(ABBREVIATED.get(name, name[:4]) for name in names), "least"):
-            table.add_column(name, justify="right", no_wrap=True, min_width=4)
+            table.add_column(name, justify="right", no_wrap=True, min_width=max(len(name), 4))
         for view in self.layers:
             halves = (_percent(view.at_half.get(name)) for name in names)
             least = _percent(min(view.at_most.values(), default=None))
-            table.add_row(
-                view.layer.name, f"{100 * (view.share or 0):.1f}", *halves, _percent(min(view.at_most.values(), default=None))
-            )
+            table.add_row(view.layer.name, f"{100 * (view.share or 0):.1f}", *halves, least)
         table.add_section()
-        table.add_row("what no method can touch", f"{100 * self.untouched:.1f}")
+        table.add_row("of no layer", f"{100 * self.untouched:.1f}")
         return table
 
     def table(self) -> Table:
@@ -168,14 +168,13 @@ class Inspection:
         with console.capture() as capture:
             console.print(self.table())
             if self.time_ms is not None:
-                console.print(self.times(), width=80)
+                console.print(self.times(), width=WIDTH)
         return capture.get() + "\n".join(self.lines())
 
     def lines(self) -> list[str]:
         """Return a line for each module that cannot be factorized, and one of the layers where nothing saves time."""
-        slow = [
-            view.layer.name for view in self.layers if view.share is not None and min(view.at_most.values(), default=1.0) >= 1
-        ]
+        timed = [view for view in self.layers if view.share is not None]
+        slow = [view.layer.name for view in timed if min(view.at_most.values(), default=1.0) >= 1]
         lines = [f"left alone  {name}: {reason}" for name, reason in self.skipped.items()]
         return lines + ([f"nothing saves time on  {', '.join(slow)}"] if slow else [])
 

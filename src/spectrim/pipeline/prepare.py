@@ -120,6 +120,8 @@ def prepare(
         TypeError: If something given is of the wrong kind.
     """
     config = config or Config()
+    if config.target is not None:
+        config.target.check()
     batch_size(example)
     model = opened(model, example)
     check_weights(model)

@@ -2,8 +2,9 @@
 
 from spectrim.core.records import MOVED
 from spectrim.report.html import page
+from spectrim.report.plot import plot
 from spectrim.report.text import lines, table
 
-__all__ = ["lines", "page", "table"]
+__all__ = ["lines", "page", "plot", "table"]
 
 MOVED.update(lines=lines, table=table, page=page)

@@ -9,6 +9,7 @@ from importlib.resources import files
 from typing import Any
 
 from spectrim.core.records import Interactions, Report
+from spectrim.report.text import compared, slower
 
 
 def page(report: Report) -> str:
@@ -27,6 +28,8 @@ def page(report: Report) -> str:
     source = files("spectrim.report").joinpath("report.html.jinja").read_text()
     return environment.from_string(source).render(
         report=report,
+        slower=slower(report),
+        compared=compared(report),
         plots=plots,
         training=None if report.training is None else json.dumps(asdict(report.training), indent=1),
         settings=json.dumps(_settings(report), indent=1),

@@ -6,6 +6,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from spectrim.core.bench import Latency
 from spectrim.core.factorization import describe
 from spectrim.core.records import Report, Training
 from spectrim.factorize import USUAL as USUAL_METHODS
@@ -13,8 +14,9 @@ from spectrim.search import USUAL as USUAL_SEARCH
 
 
 def table(report: Report) -> Table:
-    """Return the layers as a terminal table of 80 columns for usual names, totals last."""
-    table = Table(title=escape(report.budget), title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    """Return the layers as a terminal table of 80 columns for usual names, totals last; its title says if it is slower."""
+    title = f"{report.budget}\n{slower(report)}".strip()
+    table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("layer", "method"):
         table.add_column(name, no_wrap=True)
     for name in ("rank", "params", "after", "MACs", "after"):
@@ -42,13 +44,7 @@ def lines(report: Report) -> list[str]:
     if report.test is not None:
         lines.append(f"score on the test images       {report.test.text()}")
     if report.latency is not None:
-        old, new = report.latency
-        noisy = "" if new.high_ms < old.low_ms or new.low_ms > old.high_ms else "; no difference beyond the noise"
-        quartiles = f"quartiles {old.low_ms:.2f}-{old.high_ms:.2f}, {new.low_ms:.2f}-{new.high_ms:.2f}"
-        lines.append(
-            f"latency, {old.threads} thread         {old.median_ms:.2f} -> {new.median_ms:.2f} ms "
-            f"({quartiles}; {old.runs} runs each{noisy})"
-        )
+        lines.append(_latency(report.latency, report))
     if report.training is not None:
         lines.extend(_training(report.training))
     for curve in report.flatness:
@@ -68,6 +64,35 @@ def lines(report: Report) -> list[str]:
     for name, reason in report.skipped.items():
         lines.append(f"left alone  {name}: {reason}")
     return lines
+
+
+def slower(report: Report) -> str:
+    """Return a sentence if the network is slower than the original by the paired test; else nothing."""
+    if report.verdict is None or report.verdict.word != "slower":
+        return ""
+    return f"SLOWER: takes {report.verdict.ratio:.2f} times as long as the original{_on(report)}"
+
+
+def compared(report: Report) -> str:
+    """Return what the pairs of runs say of the two times; nothing where they were not compared in pairs."""
+    found = report.verdict
+    if found is None:
+        return ""
+    return f"{found.word}: {found.ratio:.2f} times the original's time, 95 % interval {found.low:.2f}-{found.high:.2f}"
+
+
+def _on(report: Report) -> str:
+    """Return the runtime that was timed, in words; nothing in old reports."""
+    return f" in {report.target['target']} {report.target['version']}" if {"target", "version"} <= set(report.target) else ""
+
+
+def _latency(pair: tuple[Latency, Latency], report: Report) -> str:
+    """Return a line on time."""
+    old, new = pair
+    threads = f"{old.threads} thread{'s' * (old.threads > 1)}"
+    quartiles = f"quartiles {old.low_ms:.2f}-{old.high_ms:.2f}, {new.low_ms:.2f}-{new.high_ms:.2f}; {old.runs} runs each"
+    words = f"{old.median_ms:.2f} -> {new.median_ms:.2f} ms{_on(report)} ({quartiles})"
+    return "; ".join(filter(None, (f"latency, {threads:16s} {words}", compared(report))))
 
 
 def _chosen_by(report: Report) -> list[str]:

@@ -32,11 +32,13 @@ class Session:
         forward: Does one forward on the example and returns what came out; it has finished when it returns.
         size: Bytes of the exported file, or of parameters and buffers where there is none.
         clock: Which time counts: CPU time of this process on one CPU thread, else that of the wall.
+        fresh: Makes another `forward` from the file, whose memory `memory.peak` measures; None where that is no CPU's.
     """
 
     forward: Callable[[], Any]
     size: int
     clock: Clock = "process"
+    fresh: Callable[[], Callable[[], Any]] | None = None
 
     def run(self) -> Any:
         """Do one forward and return what came out."""
@@ -78,12 +80,15 @@ class Target(ABC):
         Raises:
             ImportError: If it is not; the text says what to install.
         """
-        missing = [name for name in self.modules if find_spec(name) is None]
-        if missing:
+        if missing := self.missing():
             raise ImportError(
                 f"{self.title} needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed: "
                 f'pip install "spectrim[{self.extra}]"'
             )
+
+    def missing(self) -> list[str]:
+        """Return the modules that are not installed."""
+        return [name for name in self.modules if find_spec(name) is None]
 
     @abstractmethod
     def load(self, model: nn.Module, example: Example) -> Session:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -38,17 +39,21 @@ class ExecuTorch(Target):
         with exporting(self.title):
             from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
             from executorch.exir import to_edge_transform_and_lower
-            from executorch.extension.pybindings import portable_lib
-            from executorch.runtime import Runtime
 
             exported = torch.export.export(network, args, keywords)
             data = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()]).to_executorch().buffer
-            if portable_lib._threadpool_get_thread_count() != self.threads:
-                portable_lib._unsafe_reset_threadpool(self.threads)
-            method = Runtime.get().load_program(data).load_method("forward")
-        forward = partial(_execute, method, [x.contiguous() for x in tensors_of(given)], self.threads)
-        session = Session(forward, len(data), "process" if self.threads == 1 else "wall")
+            ready = partial(self._ready, data, [x.contiguous() for x in tensors_of(given)])
+            session = Session(ready(), len(data), "process" if self.threads == 1 else "wall", ready)
         return checked(session, network, given)
+
+    def _ready(self, data: bytes, inputs: list[Tensor]) -> Callable[[], Any]:
+        """Return what does one forward."""
+        from executorch.extension.pybindings import portable_lib
+        from executorch.runtime import Runtime
+
+        if portable_lib._threadpool_get_thread_count() != self.threads:
+            portable_lib._unsafe_reset_threadpool(self.threads)
+        return partial(_execute, Runtime.get().load_program(data).load_method("forward"), inputs, self.threads)
 
     def describe(self) -> dict[str, str]:
         """Return version, CPU and threads."""

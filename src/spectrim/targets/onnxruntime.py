@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -9,8 +10,8 @@ from typing import Any, ClassVar
 from torch import nn
 
 from spectrim.network.calling import Example
-from spectrim.targets.base import Session, Target, checked
-from spectrim.targets.export import onnx
+from spectrim.targets.base import Clock, Session, Target, checked
+from spectrim.targets.export import Exported, onnx
 
 
 @dataclass(frozen=True)
@@ -30,17 +31,21 @@ class OnnxRuntime(Target):
     def load(self, model: nn.Module, example: Example) -> Session:
         """Return a session of the network as an ONNX file."""
         self.check()
+        file = onnx(model, example, self.title)
+        clock: Clock = "process" if self.threads == 1 else "wall"
+        session = Session(self._ready(file), len(file.data), clock, partial(self._ready, file))
+        return checked(session, file.network, file.example)
+
+    def _ready(self, file: Exported) -> Callable[[], Any]:
+        """Return what does one forward."""
         import onnxruntime
 
-        file = onnx(model, example, self.title)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         runtime = onnxruntime.InferenceSession(file.data, options, providers=["CPUExecutionProvider"])
-        forward: partial[Any] = partial(runtime.run, None, dict(zip(file.names, file.arrays, strict=True)))
-        session = Session(forward, len(file.data), "process" if self.threads == 1 else "wall")
-        return checked(session, file.network, file.example)
+        return partial(runtime.run, None, dict(zip(file.names, file.arrays, strict=True)))
 
     def describe(self) -> dict[str, str]:
         """Return version, CPU and threads."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -10,8 +11,8 @@ import numpy as np
 from torch import nn
 
 from spectrim.network.calling import Example
-from spectrim.targets.base import Session, Target, checked
-from spectrim.targets.export import onnx
+from spectrim.targets.base import Clock, Session, Target, checked
+from spectrim.targets.export import Exported, onnx
 
 TYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 
@@ -47,9 +48,19 @@ class OpenVINO(Target):
             ValueError: Also if this CPU does not compute in the precision.
         """
         self.check()
+        file = onnx(model, example, self.title)
+        clock: Clock = "process" if self.threads == 1 else "wall"
+        session = Session(self._ready(file), len(file.data), clock, partial(self._ready, file))
+        return checked(session, file.network, file.example, self.precision)
+
+    def _ready(self, file: Exported) -> Callable[[], Any]:
+        """Return what does one forward.
+
+        Raises:
+            ValueError: If this CPU does not compute in the precision.
+        """
         import openvino
 
-        file = onnx(model, example, self.title)
         core = openvino.Core()
         settings = {
             "INFERENCE_NUM_THREADS": self.threads,
@@ -64,15 +75,14 @@ class OpenVINO(Target):
         request = compiled.create_infer_request()
         for name, values in zip(file.names, file.arrays, strict=True):
             request.set_tensor(name, openvino.Tensor(values, shared_memory=False))
-        session = Session(partial(_infer, request), len(file.data), "process" if self.threads == 1 else "wall")
-        return checked(session, file.network, file.example, self.precision)
+        return partial(_infer, request)
 
     def describe(self) -> dict[str, str]:
         """Return version, CPU, threads and precision."""
         self.check()
         import openvino
 
-        return self._described(openvino.__version__.partition("-releases")[0], self.precision)
+        return self._described(openvino.__version__.partition("-")[0], self.precision)
 
 
 def _infer(request: Any) -> list[np.ndarray]:

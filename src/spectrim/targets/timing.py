@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,11 +12,14 @@ from spectrim.core.bench import Latency, Verdict
 from spectrim.targets.base import Clock, Session
 
 CLOCKS: tuple[Clock, ...] = ("process", "wall")  # the columns of what `interleaved` returns
-LEAST_PAIRS = 6  # of fewer there is no 95 % interval of the median
+LOADS = 4  # one network loaded twice differs by up to 3.4 % in ONNX Runtime, by where its weights lie in memory
 
 
-def interleaved(sessions: Sequence[Session], *, seconds: float = 1.5, least: int = LEAST_PAIRS) -> list[np.ndarray]:
-    """Run several sessions one after the other in turn, after two runs each to warm up.
+def interleaved(sessions: Sequence[Session], *, seconds: float = 1.5, least: int = 2 * LOADS) -> list[np.ndarray]:
+    """Run several sessions in turn, there and back, so that each comes as often behind each neighbour.
+
+    They are made anew from their files four times, with a run to warm up: where a network's weights happen to lie in memory
+    would decide more than many pairs of runs can put right.
 
     Args:
         sessions: What to compare.
@@ -30,21 +34,29 @@ def interleaved(sessions: Sequence[Session], *, seconds: float = 1.5, least: int
         >>> fast, slow = (Session(lambda number=number: sum(range(number)), 0) for number in (10, 200_000))
         >>> first, second = interleaved([fast, slow], seconds=0)
         >>> first.shape, bool(np.median(first[:, 0]) < np.median(second[:, 0]))
-        ((6, 2), True)
+        ((8, 2), True)
     """
-    for session in (*sessions, *sessions):
-        session.run()
     rounds: list[list[tuple[float, float]]] = []
-    start = time.perf_counter()
-    while len(rounds) < least or time.perf_counter() - start < seconds * len(sessions):
-        rounds.append([_timed(session) for session in sessions])
+    for load in range(LOADS):
+        forwards = [each.forward if each.fresh is None or not load else each.fresh() for each in sessions]
+        for forward in forwards:
+            forward()
+        begun, start, share = len(rounds), time.perf_counter(), seconds * len(sessions) / LOADS
+        while LOADS * (len(rounds) - begun) < least or time.perf_counter() - start < share:
+            rounds.append(_round(forwards, backward=len(rounds) % 2 == 1))
     return list(1000 * np.array(rounds).transpose(1, 0, 2))
 
 
-def _timed(session: Session) -> tuple[float, float]:
+def _round(forwards: Sequence[Callable[[], Any]], *, backward: bool) -> list[tuple[float, float]]:
+    """Return the times of one run of each, in the order of `forwards`."""
+    taken = [_timed(forward) for forward in (forwards[::-1] if backward else forwards)]
+    return taken[::-1] if backward else taken
+
+
+def _timed(forward: Callable[[], Any]) -> tuple[float, float]:
     """Return the seconds of one run: CPU time of this process, and of the wall."""
     wall, process = time.perf_counter(), time.process_time()
-    session.run()
+    forward()
     return time.process_time() - process, time.perf_counter() - wall
 
 

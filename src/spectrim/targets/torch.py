@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -11,7 +12,7 @@ from torch import nn
 
 from spectrim.network.calling import Example, call, map_tensors, tensors_of
 from spectrim.network.copying import duplicate
-from spectrim.targets.base import Session, Target, checked
+from spectrim.targets.base import Clock, Session, Target, checked
 
 PRECISIONS = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
@@ -47,25 +48,30 @@ class Torch(Target):
 
     def load(self, model: nn.Module, example: Example) -> Session:
         """Return a session on a copy of the network."""
+        forward, devices, size = self._ready(model, example)
+        clock: Clock = "wall" if devices or self.threads > 1 else "process"
+        session = Session(forward, size, clock, None if devices else lambda: self._ready(model, example)[0])
+        changed = self != Torch(self.threads)  # else it is the network itself
+        return checked(session, model, example, self.precision or "f32") if changed else session
+
+    def _ready(self, model: nn.Module, example: Example) -> tuple[Callable[[], Any], set[torch.device], int]:
+        """Return what does one forward, the devices besides the CPU that take part, and the bytes of the weights."""
         network = duplicate(model).eval()
         given = map_tensors(partial(_moved, target=self), example)
         network.to(self.device, None if self.precision is None else PRECISIONS[self.precision])
         if self.layout == "channels_last":
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        devices = {tensor.device for tensor in tensors_of([given, list(network.parameters())]) if tensor.device.type != "cpu"}
-        tensors = {id(x): x for x in (*network.parameters(), *network.buffers())}.values()
-        size = sum(x.numel() * x.element_size() for x in tensors)
-        clock: Literal["process", "wall"] = "process" if self.threads == 1 and not devices else "wall"
-        session = Session(partial(_forward, network, given, devices, self.threads), size, clock)
-        changed = self != Torch(self.threads)  # else it is the network itself
-        return checked(session, model, example, self.precision or "f32") if changed else session
+        weights = [*network.parameters(), *network.buffers()]
+        devices = {tensor.device for tensor in tensors_of([given, weights]) if tensor.device.type != "cpu"}
+        size = sum(x.numel() * x.element_size() for x in weights)
+        return partial(_forward, network, given, devices, self.threads), devices, size
 
     def describe(self) -> dict[str, str]:
         """Return version, device, threads and precision."""
         device = None
         if self.device is not None and torch.device(self.device).type == "cuda":
             device = torch.cuda.get_device_name(self.device)
-        precision = self.precision or "as the network has it"
+        precision = self.precision or "precision as given"
         layout = {} if self.layout == "contiguous" else {"layout": self.layout}
         return {**self._described(torch.__version__, precision, device), **layout}
 
