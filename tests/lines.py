@@ -351,7 +351,10 @@ OPTIONS = {
         "--trust-pickle": FLAG,
         "--json": FLAG,
     },
-    "inspect": {name: COMMON[name] for name in ("--input", "--weights", "--trust-pickle", "--json")},
+    "inspect": {
+        **{name: COMMON[name] for name in ("--input", "--weights", "--trust-pickle", "--json")},
+        "--target": table(right=["torch"], wrong=["gpu", "Torch", *ODD]),
+    },
     "demo": {name: COMMON[name] for name in ("--out", "--device", "--json")},
 }
 BASE = {
