@@ -325,14 +325,22 @@ COMMON = {
     "--json": FLAG,
     "--out": OUTS,
 }
-COMPRESS = COMMON | {
-    "--max-drop": numbers(["50", "1.5", "0"], wrong=["-1", "100"]),
-    "--no-refit": FLAG,
-    "--batchnorm": FLAG,
-    "--reconstruct": FLAG,
-    "--mirror": FLAG,
-    "--finetune-epochs": whole(["1", "0"], 0),
+RUNTIME = {
+    "--target": table(right=["torch"], wrong=["ONNX", "Torch", "torch,torch", "cuda", *ODD]),
+    "--threads": whole(["1", "2"], 1, wrong=["1025"]),
 }
+COMPRESS = (
+    COMMON
+    | RUNTIME
+    | {
+        "--max-drop": numbers(["50", "1.5", "0"], wrong=["-1", "100"]),
+        "--no-refit": FLAG,
+        "--batchnorm": FLAG,
+        "--reconstruct": FLAG,
+        "--mirror": FLAG,
+        "--finetune-epochs": whole(["1", "0"], 0),
+    }
+)
 TRAIN = COMMON | {
     "--epochs": whole(["1", "2"], 1),
     "--every": whole(["1"], 1, open=["2", "100"]),
@@ -353,9 +361,9 @@ OPTIONS = {
     },
     "inspect": {
         **{name: COMMON[name] for name in ("--input", "--weights", "--trust-pickle", "--json")},
-        "--target": table(right=["torch"], wrong=["gpu", "Torch", *ODD]),
+        "--target": RUNTIME["--target"],
     },
-    "demo": {name: COMMON[name] for name in ("--out", "--device", "--json")},
+    "demo": {name: COMMON[name] for name in ("--out", "--device", "--json")} | RUNTIME,
 }
 BASE = {
     "compress": {

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+import lines
 import spectrim as st
 from spectrim import cli
 from spectrim.cli.targets import TARGETS, RuntimeOptions
@@ -11,15 +12,27 @@ from spectrim.cli.targets import TARGETS, RuntimeOptions
 QUICK = ["--target", "torch", "--seconds", "0.01"]
 
 
-def test_a_saved_run_on_torch(world, monkeypatch, capsys):
+def test_a_saved_run_on_torch(world, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(world)
-    line = ["bench", "run", *QUICK, "--threads", "1,2", "--batch", "1,3", "--out", "bench.json", "--plot", "bench.svg"]
+    line = [
+        "bench",
+        "run",
+        *QUICK,
+        "--threads",
+        "1,2",
+        "--batch",
+        "1,3",
+        "--out",
+        f"{tmp_path}/bench.json",
+        "--plot",
+        f"{tmp_path}/b.svg",
+    ]
     assert cli.main(line) == 0
     shown = capsys.readouterr()
-    found = st.Bench.from_json((world / "bench.json").read_text())
+    found = st.Bench.from_json((tmp_path / "bench.json").read_text())
     assert [row.model for row in found.rows] == 4 * ["original", "compressed"]
     assert [(row.target["threads"], row.batch) for row in found.rows[::2]] == [("1", 1), ("1", 3), ("2", 1), ("2", 3)]
-    assert shown.out == f"{found}\n" and "written: bench.json" in shown.err and (world / "bench.svg").stat().st_size > 1000
+    assert shown.out == f"{found}\n" and "bench.json" in shown.err and (tmp_path / "b.svg").stat().st_size > 1000
 
 
 def test_two_networks_and_json(world, monkeypatch, capsys):
@@ -36,8 +49,9 @@ def test_two_networks_and_json(world, monkeypatch, capsys):
         (["run", "--threads", "0"], "--threads is '0'; it must be whole numbers of at least 1 with commas, such as 1,8"),
         (["run", "--batch", "1,x"], "--batch is '1,x'; it must be whole numbers"),
         (["run", "--seconds", "0"], "--seconds is 0; it must be above 0"),
-        (["run", "--out", "nowhere/bench.json"], "'nowhere/bench.json' cannot be written: its folder is not there"),
-        (["run", "--plot", "."], "'.' cannot be written: it is a folder"),
+        (["run", "--out", "nowhere/bench.json"], "the output 'nowhere/bench.json' cannot be written: its folder is not there"),
+        (["run", "--plot", "bench.txt"], "the output 'bench.txt' has the ending '.txt'; it must be .png or .svg or .pdf"),
+        (["run", "--out", "run/plan.json"], "the output 'run/plan.json' exists already"),
         (["nets.py:build"], "'nets.py:build' is one network; give a second one to compare it with"),
         (["nets.py:build", "nets.py:build"], "both networks are 'nets.py:build'; give another"),
         (["nothing"], "'nothing' is no saved result: it has no report.json"),
@@ -47,6 +61,32 @@ def test_wrong_lines_get_a_sentence(world, monkeypatch, capsys, words, text):
     monkeypatch.chdir(world)
     assert cli.main(["bench", *words, *([] if "--target" in words else ["--target", "torch"])]) == 2
     assert text in " ".join(capsys.readouterr().err.split())
+
+
+WRONG = {
+    "--target": [*lines.ODD, "torch,", "torch,abacus", "TORCH"],
+    "--threads": [*(set(lines.ODD) - {"0"}), "0", "1,", "1.5", "1025", "9" * 30, "-1"],
+    "--batch": [*(set(lines.ODD) - {"0"}), "0", ",", "1,1.5", "9" * 30, "-1"],
+    "--seconds": ["", "nan", "inf", "-1", "1e99", "x"],
+    "--input": ["", "1,3", "0,3,8,8", "1,3,9999999,9999999", "x"],
+    "--device": ["warp", ""],
+    "--plot": ["bench", "bench.abc", "nowhere/bench.png", "run/report.json/bench.png"],
+    "--out": ["nowhere/bench.json", "run/report.json/bench.json", "run"],
+}
+
+
+@pytest.mark.parametrize("option", WRONG)
+def test_wrong_words_get_a_sentence(world, monkeypatch, capsys, option):
+    monkeypatch.chdir(world)
+    before = sorted(world.rglob("*"))
+    for word in WRONG[option]:
+        words = {"--target": "torch", "--seconds": "0.01"} | {option: word}
+        code = cli.main(["bench", "run", *(f"{name}={value}" for name, value in words.items())])
+        text = capsys.readouterr().err
+        assert code == 2, (word, text)
+        said = [line for line in text.splitlines() if line.startswith("spectrim: ")]
+        assert len(said) == 1 and "Traceback" not in text and 20 < len(said[0]) < 1500, (word, text)
+        assert sorted(world.rglob("*")) == before, word
 
 
 def test_runtimes_by_their_words():

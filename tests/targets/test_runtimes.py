@@ -99,6 +99,16 @@ def test_what_is_missing_is_told_with_the_extra_that_brings_it(kind, monkeypatch
         kind().load(nn.Linear(3, 2), x)
 
 
+def test_half_precision_is_computed_in_or_refused():
+    pytest.importorskip("openvino")
+    pytest.importorskip("onnxscript")
+    model, example = EXAMPLES["image"]
+    try:
+        st.OpenVINO(precision="bf16").load(model, example)
+    except ValueError as error:
+        assert "this CPU does not compute in bf16 in OpenVINO, but in f32" in str(error)
+
+
 def test_precisions_of_openvino():
     with pytest.raises(ValueError, match="precision is 'int8'; it must be one of f32, bf16, f16"):
         st.OpenVINO(precision="int8")

@@ -67,7 +67,7 @@ def test_precision_and_layout(precision, dtype, size, layout):
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        ({"threads": 0}, "threads is 0; it must be a whole number of at least 1"),
+        ({"threads": 0}, "threads is 0; it must be a whole number from 1 to 1024"),
         ({"precision": "int4"}, "precision is 'int4'; it must be one of f32, f16, bf16, or None"),
         ({"layout": "rows"}, "layout is 'rows'; it must be 'contiguous' or 'channels_last'"),
     ],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -73,8 +75,8 @@ def bench(
         raise ValueError(f"--seconds is {seconds:g}; it must be above 0, and below an hour")
     usual = ",".join(word for word, kind in TARGETS.items() if word != "executorch" and not kind.missing())
     targets = targets_of(usual if target is None else target, counts)
-    for file in (out_file, plot):
-        _check_output(file)
+    _check_output(out_file, (".json",))
+    _check_output(plot, (".png", ".svg", ".pdf"))
     models, example = _networks(run, other, input_shape, methods, device)
     with progress(as_json) as advance:
         result = run_bench(models, example, targets=targets, batches=sizes, seconds=seconds, progress=advance)
@@ -107,8 +109,13 @@ def _networks(
     return {"original": saved.original, "compressed": saved.small}, example.to(device)
 
 
-def _check_output(file: str | None) -> None:
+def _check_output(file: str | None, endings: Sequence[str]) -> None:
     """Raise a ValueError if a file cannot be written, before the long work."""
-    if file is not None and (Path(file).is_dir() or not Path(file).parent.is_dir()):
-        what = "it is a folder" if Path(file).is_dir() else "its folder is not there"
-        raise ValueError(f"{file!r} cannot be written: {what}")
+    if file is None:
+        return
+    if Path(file).suffix not in endings:
+        raise ValueError(f"the output {file!r} has the ending {Path(file).suffix!r}; it must be {' or '.join(endings)}")
+    if os.path.lexists(file):
+        raise ValueError(f"the output {file!r} exists already; choose another name or remove it first")
+    if not Path(file).parent.is_dir():
+        raise ValueError(f"the output {file!r} cannot be written: its folder is not there")

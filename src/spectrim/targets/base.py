@@ -21,6 +21,7 @@ from spectrim.network.calling import Example, seeded, tensors_of
 
 Clock = Literal["process", "wall"]
 MOVED = 64  # multiply-adds that moving one number of a Pivot's outputs takes as long as: a copy, and often another order
+MOST = 1024  # threads
 TOLERANCE = {"f32": 1e-3, "f16": 0.03, "bf16": 0.1}  # of outputs: norm of the difference, relative to the norm
 
 
@@ -71,8 +72,8 @@ class Target(ABC):
 
     def __post_init__(self) -> None:
         """Check the number of threads."""
-        if not isinstance(self.threads, int) or self.threads < 1:
-            raise ValueError(f"threads is {self.threads!r}; it must be a whole number of at least 1")
+        if not isinstance(self.threads, int) or not 1 <= self.threads <= MOST:
+            raise ValueError(f"threads is {self.threads!r}; it must be a whole number from 1 to {MOST}")
 
     def check(self) -> None:
         """Check that the runtime is there.
