@@ -160,6 +160,20 @@ def test_a_given_plan_is_timed(known):
         st.compress(Net(), X[:1], budget=st.Keep(0.4, "latency"), **given)
 
 
+def test_a_drop_can_be_traded_for_time(known):
+    target = Formula()
+    prepared = known(target)
+    x = torch.randn(64, 3, 12, 12)
+    with torch.no_grad():
+        labels = prepared.model(x).argmax(1)
+    result = st.maxdrop(prepared, st.MaxDrop(10, "latency"), st.Accuracy([(x, labels)]))
+    menu = priced(prepared, ["latency"]).menu
+    kept = menu.cost(menu.numbers(result.plan), "latency") / menu.whole("latency")
+    held = [found.kept for found in result.report.tries if found.drop <= 10]
+    assert result.report.selection.drop <= 10 and kept == pytest.approx(min(held)) and kept < 1
+    assert true_ratio(prepared, result.plan, target) == pytest.approx(kept, abs=0.03)
+
+
 @pytest.mark.parametrize("method", METHODS, ids=repr)
 def test_networks_of_random_weights_have_the_structure_and_sane_outputs(method):
     model = Net().eval()
