@@ -129,8 +129,8 @@ class Menu:
             (f"{least / whole:.4f}", "the fraction") if isinstance(budget, Keep) else (f"{number} of {metric}", "the bound")
         )
         return (
-            f"{reached} at least ({100 * fixed / whole:.0f} % are of parts that no decomposition can touch); raise {change}, "
-            "allow more methods, exclude fewer layers or let ranks be multiples of a smaller number"
+            f"{reached} at least ({100 * max(fixed, 0) / whole:.0f} % are of parts that no decomposition can touch); raise "
+            f"{change}, allow more methods, exclude fewer layers or let ranks be multiples of a smaller number"
         )
 
     def numbers(self, plan: Plan) -> list[int]:
