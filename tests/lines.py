@@ -305,7 +305,8 @@ COMMON = {
     "--device": table(right=["cpu"], wrong=["cuda:99", "meta", "warp", "mps", "cpu:", "CPU", "hpu", "0", *(set(ODD) - {"0"})]),
     "--trust-pickle": FLAG,
     "--keep": numbers(["0.9", "0.6", "1", "0.\uff12"], wrong=["0", "-1", "1.5", "50%"], open=["0.01", "1e-9"]),
-    "--metric": table(right=["params", "macs"], wrong=["flops", "MACs", "param", *ODD]),
+    "--at-most": numbers(["9e9:macs", "1e9:bytes"], wrong=["0:macs", "4e6", "x:bytes", "1:flops"], open=["1:params"]),
+    "--metric": table(right=["params", "macs", "bytes"], wrong=["flops", "MACs", "param", *ODD]),
     "--plan": PLANS,
     "--methods": METHODS,
     "--search": SEARCHES,
@@ -358,7 +359,10 @@ OPTIONS = {
         "--trust-pickle": FLAG,
         "--json": FLAG,
     },
-    "inspect": {name: COMMON[name] for name in ("--input", "--weights", "--trust-pickle", "--json")},
+    "inspect": {
+        **{name: COMMON[name] for name in ("--input", "--weights", "--trust-pickle", "--json")},
+        "--target": RUNTIME["--target"],
+    },
     "demo": {name: COMMON[name] for name in ("--out", "--device", "--json")} | RUNTIME,
 }
 BASE = {

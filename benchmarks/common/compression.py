@@ -9,7 +9,7 @@ from torch import nn
 import spectrim as st
 from common.provenance import peak, reset_peak
 from common.scores import Judge
-from spectrim.core.cost import METRICS
+from spectrim.core.cost import COUNTED
 from spectrim.core.progress import Spent
 from spectrim.network.accuracy import Evaluate, Scorer
 
@@ -18,7 +18,7 @@ Outcome = tuple[dict[str, Any], st.Plan, nn.Module]  # what is told, the plan an
 
 def kept(plan: st.Plan) -> dict[str, float]:
     """Return the fractions that a plan keeps, and the harm that it predicts."""
-    return {f"{metric} kept": plan.cost.of(metric) / plan.original.of(metric) for metric in METRICS} | {"predicted": plan.harm}
+    return {f"{metric} kept": plan.cost.of(metric) / plan.original.of(metric) for metric in COUNTED} | {"predicted": plan.harm}
 
 
 def took(spent: Spent) -> dict[str, float]:

@@ -5,7 +5,7 @@ import typing
 
 from spectrim import integrations as integrations
 from spectrim.core.bench import Bench, BenchRow, Latency, Verdict
-from spectrim.core.cost import BudgetError, Cost, Keep, MaxDrop
+from spectrim.core.cost import AtMost, BudgetError, Cost, Keep, MaxDrop
 from spectrim.core.factorization import Factorization, Fit, Moments, Rank
 from spectrim.core.layer import Layer
 from spectrim.core.menu import LayerMenu, Menu
@@ -56,6 +56,7 @@ __all__ = [
     "CP",
     "VBMF",
     "Accuracy",
+    "AtMost",
     "Bench",
     "BenchRow",
     "BudgetError",

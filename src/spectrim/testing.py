@@ -8,6 +8,7 @@ Each check raises an AssertionError that says which promise is broken. Our own t
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -222,8 +223,9 @@ def check_search(search: Search, *, exact: bool = False) -> None:
     _check_instance(search, Search)
     known = ", ".join(NAMES)
     assert search.score in NAMES, f"{search} looks at the score {search.score!r}, which nothing computes; there are {known}"
-    for seed, metric in itertools.product(range(4), ("params", "macs")):
-        menu = random_menu(seed)
+    others = ((), (Keep(0.5, "params"), Keep(0.7, "macs"))) if search.several else ((),)
+    for seed, metric, also in itertools.product(range(4), ("params", "macs"), others):
+        menu = dataclasses.replace(random_menu(seed), also=also)
         if search.score != RESPONSE:
             menu = menu.with_scores(search.score, [row.scores[RESPONSE] for row in menu.layers])
         for fraction in (0.9, 0.6, 0.4, 0.25, 0.05):
@@ -232,8 +234,10 @@ def check_search(search: Search, *, exact: bool = False) -> None:
             chosen = _answer(search, menu, budget, possible=best is not None)
             if chosen is None or best is None:
                 continue
-            plan, limit = menu.plan(chosen), fraction * menu.original.of(budget.metric) + 1e-6
-            assert plan.cost.of(budget.metric) <= limit, f"{search} breaks {budget}: {plan.cost}"
+            plan = menu.plan(chosen)
+            for bound in (budget, *also):
+                limit = bound.fraction * menu.original.of(bound.metric) + 1e-6
+                assert plan.cost.of(bound.metric) <= limit, f"{search} breaks {bound}: {plan.cost}"
             if exact:
                 assert plan.harm <= best + 1e-5 * max(best, 1e-9), f"{search}: harm {plan.harm}, brute force {best}"
 
@@ -277,11 +281,11 @@ def random_menu(seed: int, layers: int = 4) -> Menu:
 
 
 def brute_force(menu: Menu, budget: Keep) -> float | None:
-    """Return the least total harm within the budget over all choices, or None if none is within it."""
-    limit = budget.fraction * menu.original.of(budget.metric) + 1e-6
+    """Return the least total harm within the budget, and `menu.also`, over all choices, or None if none is within it."""
+    bounds = [(each.metric, each.fraction * menu.original.of(each.metric) + 1e-6) for each in (budget, *menu.also)]
     harms = [
         sum(float(row.scores[RESPONSE][index]) for row, index in zip(menu.layers, chosen, strict=True))
         for chosen in itertools.product(*(range(len(row.options)) for row in menu.layers))
-        if menu.cost(chosen, budget.metric) <= limit
+        if all(menu.cost(chosen, metric) <= limit for metric, limit in bounds)
     ]
     return min(harms, default=None)

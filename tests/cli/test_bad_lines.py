@@ -133,7 +133,19 @@ def called(world, home, command, change):
         ("compress", {"--plan": "{w}/run/plan.json", "--methods": None, "--exclude": "0"}, "leave --search, --exclude"),
         ("train", {"--plan": "{w}/run/plan.json", "--keep": None}, "give --methods only for what the plan needs"),
         ("train", {"--keep": "0.7", "--every": "1", "--mean": "100"}, "lower the rate (now 0.02)"),  # and nothing is kept
-        ("train", {"--keep": None, "--metric": "flops"}, "metric is 'flops'; allowed are 'params' and 'macs'"),
+        (
+            "train",
+            {"--keep": None, "--metric": "flops"},
+            "metric is 'flops'; allowed are 'params', 'macs', 'bytes' and 'latency'",
+        ),
+        (
+            "compress",
+            {"--at-most": "many:bytes"},
+            "--at-most: 'many:bytes' has no number before the colon; write it as 4e6:bytes",
+        ),
+        ("compress", {"--at-most": "4e6"}, "--at-most: metric is ''; allowed are 'params', 'macs', 'bytes' and 'latency'"),
+        ("compress", {"--at-most": "0:macs"}, "--at-most: AtMost was given 0.0; allowed are positive numbers"),
+        ("compress", {"--at-most": "1e6:macs", "--search": "Uniform"}, "Uniform holds one budget, and 2 were given; choose by"),
         # places
         ("compress", {"--out": "/proc/x"}, "the output '/proc/x' cannot be written: FileNotFoundError: No such file"),
         ("compress", {"--out": f"{{h}}/{lines.LONG}"}, "cannot be written: OSError: File name too long; choose another place"),

@@ -73,7 +73,9 @@ def test_inspect(capsys, tmp_path):
         (["--keep", "1.5"], 2, "allowed is a fraction"),
         (["--keep", "half"], 2, "half"),
         (["--keep", "0.001"], 1, "cannot be met"),
-        (["--keep", "0.5", "--metric", "flops"], 2, "'params' and 'macs'"),
+        (["--keep", "0.5", "--metric", "flops"], 2, "allowed are 'params', 'macs', 'bytes' and 'latency'"),
+        (["--at-most", "4e6:bytes", "--max-drop", "1"], 2, "exactly one budget"),
+        (["--at-most", "10:bytes"], 1, "AtMost(10, 'bytes') cannot be met"),
         (["--keep", "0.5", "--methods", "Magic"], 2, "no decomposition 'Magic'"),
         (["--keep", "0.5", "--search", "Magic"], 2, "no rank selection 'Magic'"),
         (["--keep", "0.5", "--exclude", "fc*"], 2, "matches no layer"),
@@ -293,3 +295,32 @@ def test_gradient_steps_after_the_fits(files, tmp_path, capsys, monkeypatch):
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["config"]["reconstruct"] == {"rate": 1e-3, "steps": 3, "batch": 64, "mirror": True}
     assert any(note.startswith("gradient steps were taken, without labels: 3 of Adam") for note in report["notes"])
+
+
+def test_time_is_a_budget_and_inspect_shows_it(files, tmp_path, capsys):
+    """On eager PyTorch, which is always there; what a clock says is not asserted but that it was asked."""
+    more = [
+        "--keep",
+        "0.9",
+        "--metric",
+        "latency",
+        "--at-most",
+        "40000:params",
+        "--methods",
+        "ChannelSVD",
+        "--search",
+        "Knapsack",
+    ]
+    assert cli.main(compressing(files, tmp_path / "run", *more, "--target", "torch", "--json")) in (0, 1)
+    out, err = capsys.readouterr()
+    if out:
+        report = json.loads(out)
+        assert report["budget"] == "Keep(0.9, 'latency') and AtMost(40000, 'params')" and report["seconds"]["timing"] > 0
+        assert report["after"]["params"] <= 40000 and report["target"]["target"] == "PyTorch"
+    else:
+        assert "cannot be met" in err
+    line = ["inspect", "spectrim.demo:FashionNet", "--input", "1,1,28,28", "--target", "torch"]
+    assert cli.main(line) == 0
+    assert "of no layer" in capsys.readouterr().out
+    assert cli.main([*line[:-1], "gpu"]) == 2
+    assert "there is no runtime 'gpu'" in " ".join(capsys.readouterr().err.split())

@@ -57,7 +57,8 @@ def test_the_least_cost_and_what_is_allowed(metric):
 def test_budgets_that_no_choice_meets_get_a_sentence():
     menu = random_menu(0)
     with pytest.raises(
-        st.BudgetError, match=r"Keep\(0.01, 'params'\) cannot be met: .* reach 0\.\d+ at least; raise the fraction"
+        st.BudgetError,
+        match=r"Keep\(0.01, 'params'\) cannot be met: .* reach 0\.\d+ at least \(\d+ % are .*\); raise the fraction",
     ):
         menu.allowed(st.Keep(0.01, "params"))
     bare = st.Menu(tuple(st.LayerMenu.of(row.options[:1], [0.0]) for row in menu.layers), menu.original)

@@ -12,7 +12,7 @@ from nets import Odd
 
 METHODS = (st.ChannelSVD(), st.SpatialSVD(), st.Tucker2())
 CONFIGS = {
-    "refit": st.Config(methods=METHODS, batch=40),
+    "refit": st.Config(methods=METHODS, batch=40, multiple_of=1),
     "no refit": st.Config(methods=METHODS, refit=False),
     "batchnorm": st.Config(methods=METHODS, batchnorm=True),
     "no gradient": st.Config(methods=METHODS, gradient=False),

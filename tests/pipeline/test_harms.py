@@ -34,7 +34,7 @@ def few():
     model, x, fresh = Wide().eval(), torch.randn(448, 3, 5, 5), torch.randn(1000, 3, 5, 5)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calibration, "JUDGED", (400, 512))
-        config = st.Config(methods=(st.ChannelSVD(),), images=48, refit=False)
+        config = st.Config(methods=(st.ChannelSVD(),), images=48, refit=False, multiple_of=1)
         prepared = st.prepare(model, x[:1], calibration=[x], config=config)
         patch.setattr(Squares, "share", lambda self, distance: torch.zeros_like(distance)[:, None, None])
         plain = st.prepare(model, x[:1], calibration=[x], config=config)

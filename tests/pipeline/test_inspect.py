@@ -11,8 +11,11 @@ from torch import nn
 import spectrim as st
 from nets import Odd
 from spectrim.core.factorization import describe
+from spectrim.core.plan import Option
 from spectrim.network.build import working_weight
+from spectrim.pipeline import inspect as inspect_module
 from spectrim.pipeline.inspect import ALL
+from spectrim.pipeline.latency import formula
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +99,59 @@ def test_the_argument_of_version_0_1_0_still_works(case):
 def test_what_cannot_be_inspected_gets_a_sentence(model, example, error, words):
     with pytest.raises(error, match=words):
         st.inspect(model, example)
+
+
+# --- time
+
+
+@pytest.fixture(scope="module")
+def timed():
+    """A network with a narrow layer, on a target whose times are those of its formula."""
+    model = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1), nn.Conv2d(64, 4, 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inspect_module, "latencies", by_formula)
+        config = st.Config(methods=ALL, target=st.Torch())
+        return st.inspect(model, torch.zeros(1, 3, 12, 12), config=config)
+
+
+def by_formula(menu, stopwatch):
+    """A quarter of the time is of no layer, and nothing is faster than the last one."""
+    units = [np.array([formula(stopwatch.target, option) for option in row.options]) for row in menu.layers]
+    units[-1][1:] = 2 * units[-1][0]
+    return round(sum(unit[0] for unit in units) / 0.75), [np.rint(unit).astype(np.int64) for unit in units]
+
+
+def test_shares_of_the_time_and_what_decompositions_leave(timed):
+    assert timed.untouched == pytest.approx(0.25, abs=1e-3) and timed.time_ms > 0 and timed.target["target"] == "PyTorch"
+    assert sum(view.share for view in timed.layers) == pytest.approx(0.75, abs=1e-3)
+    assert max(timed.layers, key=lambda view: view.share).layer.name == "2"
+    wide = timed.layers[1]
+    target = st.Torch()
+    for name in ("ChannelSVD", "PivotSVD", "InputSVD", "SpatialSVD"):
+        left = wide.at_half[name]
+        method = next(method for method in ALL if describe(method) == name)
+        ranks = [rank for rank in method.ranks(wide.layer) if 2 * method.cost(wide.layer, rank).macs <= wide.cost.macs]
+        options = [formula(target, Option(wide.layer, method, rank)) / formula(target, Option(wide.layer)) for rank in ranks]
+        assert any(left == pytest.approx(option, rel=1e-3) for option in options)
+        assert wide.at_most[name] <= left
+    assert wide.at_half["ChannelSVD"] < 0.7 and set(wide.at_most) == set(wide.methods)
+
+
+def test_where_nothing_pays_is_said(timed):
+    narrow = timed.layers[2]
+    assert min(narrow.at_most.values(), default=1.0) >= 1
+    assert "nothing saves time on  3" in timed.lines()
+
+
+def test_times_are_a_table_of_80_columns(timed):
+    text = str(timed)
+    part = text[text.index(" ms on PyTorch") :]
+    assert all(len(line) <= 80 for line in part.splitlines()[:-1]) and "of no layer" in part and " 25.0" in part
+    data = json.loads(timed.to_json())
+    assert data["layers"][1]["at_half"]["ChannelSVD"] == timed.layers[1].at_half["ChannelSVD"]
+
+
+def test_without_a_target_there_are_no_times(found):
+    assert found.time_ms is None and all(view.share is None and not view.at_most for view in found.layers)
+    with pytest.raises(ValueError, match="no times are known; give inspect a target"):
+        found.times()

@@ -119,7 +119,7 @@ class Bounded:
 @pytest.mark.parametrize("most", [1, 2, 4])
 def test_no_more_budgets_than_asked_are_tried(case, most, search):
     model, x, _ = case
-    config = st.Config(methods=METHODS, search=search, images=64, batch=16)
+    config = st.Config(methods=METHODS, search=search, images=64, batch=16, multiple_of=1)
     prepared = st.prepare(model, x[:1], calibration=[x], config=config)
     harmful = Bounded(lambda kept: 50.0 * (kept < 1))
     with pytest.raises(st.BudgetError, match="cannot be met"):
@@ -224,7 +224,7 @@ def test_a_measured_choice_has_the_last_word(case, monkeypatch, holds):
     model, x, _ = case
     measured = []
     monkeypatch.setattr(NetworkProbe, "gain", lambda self, chosen, other: measured.append(other) or (1.0, 0.0))
-    config = st.Config(methods=METHODS, search=st.Interaction(images=32), images=48, batch=16)
+    config = st.Config(methods=METHODS, search=st.Interaction(images=32), images=48, batch=16, multiple_of=1)
     prepared = st.prepare(model, x[:1], calibration=[x], config=config)
     evaluate = Bounded(lambda kept: (0.0 if holds else 50.0) if measured else 50.0 * (kept < 0.6))
     result = st.maxdrop(prepared, st.MaxDrop(1.0, "params"), evaluate)

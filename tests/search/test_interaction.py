@@ -60,7 +60,7 @@ def test_best_moves_keep_the_budget_and_lower_the_harm_as_far_as_brute_force(see
     count = len(alternatives)
     root, linear = random.normal(size=(count, 8)), 0.5 * random.normal(size=count)
     model, slack = st.QuadraticModel(1.0, linear, root @ root.T / 40), int(random.integers(0, 60))
-    moves = best_moves(model, owners, prices, slack)
+    moves = best_moves(model, owners, [[price] for price in prices], [slack])
     assert len({owners[move] for move in moves}) == len(moves) and sum(prices[move] for move in moves) <= slack
     rows = [[None, *(i for i, owner in enumerate(owners) if owner == layer)] for layer in dict.fromkeys(owners)]
     joint = [[i for i in choice if i is not None] for choice in itertools.product(*rows)]
@@ -72,14 +72,16 @@ def test_best_moves_keep_the_budget_and_lower_the_harm_as_far_as_brute_force(see
 def test_one_layer_pays_for_another():
     """Neither move alone is possible or pays; both together do."""
     model = st.QuadraticModel(1.0, np.array([0.1, -0.5]), np.zeros((2, 2)))
-    assert best_moves(model, [0, 1], [-10, 10], 0) == [0, 1]
-    assert best_moves(model, [0, 1], [-10, 11], 0) == []
+    assert best_moves(model, [0, 1], [[-10], [10]], [0]) == [0, 1]
+    assert best_moves(model, [0, 1], [[-10], [11]], [0]) == []
+    assert best_moves(model, [0, 1], [[-10, 1], [10, 1]], [0, 2]) == [0, 1]  # under two bounds
+    assert best_moves(model, [0, 1], [[-10, 1], [10, 1]], [0, 1]) == []
 
 
 def test_interactions_decide_where_single_moves_do_not():
     """Two gains that undo each other together: only one is taken, which is more than the sum of both."""
     model = st.QuadraticModel(1.0, np.array([-0.3, -0.2]), np.array([[0.0, 0.9], [0.9, 0.0]]))
-    assert best_moves(model, [0, 1], [0, 0], 0) == [0]
+    assert best_moves(model, [0, 1], [[0], [0]], [0]) == [0]
     assert model.harm([0, 1]) == pytest.approx(1.4) and model.additive([0, 1]) == pytest.approx(0.5)
 
 

@@ -1,11 +1,13 @@
 """The knapsack against an exact table, and against brute force."""
 
+import itertools
+
 import numpy as np
 import pytest
 
 import spectrim as st
 from spectrim.core.menu import RESPONSE
-from spectrim.search.knapsack import minimum
+from spectrim.search.knapsack import minimum, minimum_within
 from spectrim.testing import brute_force, random_menu
 
 
@@ -53,3 +55,62 @@ def test_another_column_is_minimised_as_well(fraction, metric):
     assert sum(column[index] for column, index in zip(columns, chosen, strict=True)) == pytest.approx(
         brute_force(swapped, budget)
     )
+
+
+@pytest.mark.parametrize("bounds", [2, 3])
+@pytest.mark.parametrize("seed", range(12))
+def test_several_bounds_against_brute_force(seed, bounds):
+    """Costs that do not go together; of the limits some are met by no choice."""
+    random = np.random.default_rng([seed, bounds])
+    harms = [random.uniform(size=6) ** 3 for _ in range(5)]
+    costs = [random.integers(1, 10**7, size=(bounds, 6)) for _ in range(5)]
+    limits = [int(random.uniform(0.5, 0.9) * 5e6 * 5) for _ in range(bounds)]
+    every = list(itertools.product(range(6), repeat=5))
+    spent = {chosen: sum(cost[:, i] for cost, i in zip(costs, chosen, strict=True)) for chosen in every}
+    possible = [chosen for chosen in every if (spent[chosen] <= limits).all()]
+    found = minimum_within(harms, costs, limits)
+
+    def harm(chosen):
+        return sum(harm[i] for harm, i in zip(harms, chosen, strict=True))
+
+    if not possible:
+        assert found is None
+    else:
+        assert (spent[tuple(found)] <= limits).all()
+        assert harm(found) == pytest.approx(min(map(harm, possible)), rel=2e-5)
+
+
+@pytest.mark.parametrize("search", [st.Knapsack(), st.Portfolio(), st.Interaction()], ids=repr)
+@pytest.mark.parametrize("fractions", [(0.5, 0.6), (0.4, 0.9), (0.9, 0.35), (0.3, 0.2)])
+def test_several_budgets_all_hold_at_the_least_harm(search, fractions):
+    assert search.several
+    menu = random_menu(2)
+    menu = st.Menu(menu.layers, menu.original, also=(st.Keep(fractions[1], "macs"),))
+    budget = st.Keep(fractions[0], "params")
+
+    def within(chosen):
+        return all(
+            menu.cost(chosen, keep.metric) <= keep.fraction * menu.original.of(keep.metric) for keep in (budget, *menu.also)
+        )
+
+    every = [c for c in itertools.product(*(range(len(row.options)) for row in menu.layers)) if within(c)]
+    best = min((menu.plan(chosen).harm for chosen in every), default=None)
+    if best is None:
+        with pytest.raises(st.BudgetError):
+            search.select(menu, budget)
+        return
+    chosen = search.select(menu, budget)
+    assert within(chosen) and menu.plan(chosen).harm == pytest.approx(best)
+
+
+def test_budgets_that_hold_alone_and_not_together_get_a_sentence():
+    """Each of two layers can pay for one budget only."""
+    menu = random_menu(0, layers=1)
+    (row,) = menu.layers
+    costs = np.array([100, 10, 90]), np.array([100, 90, 10])
+    row = st.LayerMenu(
+        row.options[:3], dict(zip(("params", "macs"), costs, strict=True)), {RESPONSE: np.array([0.0, 1.0, 1.0])}
+    )
+    menu = st.Menu((row,), st.Cost(100, 100), also=(st.Keep(0.5, "macs"),))
+    with pytest.raises(st.BudgetError, match="Keep.* and Keep.* cannot be met together, though each alone can"):
+        st.Knapsack().select(menu, st.Keep(0.5, "params"))

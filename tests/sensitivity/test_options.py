@@ -97,3 +97,60 @@ def test_every_column_has_a_score_for_every_option(multiple_of):
             number = offered[0][1].index(option.rank)
             assert (harm, score) == (first[0][number], other[0][number])
         assert option.rank == 0 or (option.rank % multiple_of == 0 and score <= harm)
+
+
+# --- what a device likes
+
+
+LIKED = {
+    "plain": (nn.Conv2d(24, 32, 3, padding=1), (24, 6, 6)),
+    "few inputs": (nn.Conv2d(3, 32, 3, padding=1), (3, 6, 6)),
+    "narrow": (nn.Conv2d(6, 7, 3, padding=1), (6, 6, 6)),
+    "groups": (nn.Conv2d(32, 32, 3, padding=1, groups=2), (32, 6, 6)),
+    "many groups": (nn.Conv2d(32, 32, 3, padding=1, groups=8), (32, 6, 6)),
+    "linear": (nn.Linear(36, 48), (36,)),
+}
+
+
+@pytest.mark.parametrize("name", LIKED)
+@pytest.mark.parametrize("method", PLANAR, ids=describe)
+def test_inner_widths_are_what_the_device_likes(method, name):
+    """Of every entry of a rank either all channels are a multiple of 4, or there is no room for two multiples of 4."""
+    module, shape = LIKED[name]
+    layer, weight, _ = world(module.double(), torch.randn(4, *shape, dtype=torch.float64))
+    if not method.fits(layer):
+        pytest.skip(f"{describe(method)} does not take the layer")
+    full = as_tuple(method.full_rank(layer))
+    row = menu_of(layer, weight, [method], None, lambda width: 4)
+    free = menu_of(layer, weight, [method], None)
+    for option in row.options[1:]:
+        for number, limit in zip(as_tuple(option.rank), full, strict=True):
+            assert number * layer.groups % 4 == 0 or limit * layer.groups < 8
+    assert len(row.options) > 1 or len(free.options) <= 4  # something is left where there was something
+
+
+@pytest.mark.parametrize("method", [st.ChannelSVD(), st.SpatialSVD(), st.Tucker2(), st.CP("kernel")], ids=describe)
+def test_wider_layers_may_like_coarser_multiples(method):
+    """The device is asked for the narrower side of the layer."""
+    layer, weight, _ = world(nn.Conv2d(32, 48, 3).double(), torch.randn(2, 32, 6, 6, dtype=torch.float64))
+    asked = []
+    row = menu_of(layer, weight, [method], None, lambda width: asked.append(width) or 8)
+    ranks = [as_tuple(option.rank) for option in row.options[1:]]
+    assert set(asked) == {32} and len(ranks) > 2 and all(number % 8 == 0 for rank in ranks for number in rank)
+
+
+def test_tucker_has_no_multiple_where_a_side_has_none():
+    layer = st.find_layers(nn.Sequential(nn.Conv2d(3, 64, 3)), torch.randn(1, 3, 8, 8))[0]
+    assert st.Tucker2().multiples(layer, (4, 4)) == [] and st.Tucker2().multiples(layer, (1, 4)) != []
+
+
+@pytest.mark.parametrize("steps", [(1, 1), (4, 4), (8, 1), (3, 5)])
+def test_tucker_has_a_grid_of_multiples(steps):
+    layer = st.find_layers(nn.Sequential(nn.Conv2d(40, 64, 3)), torch.randn(1, 40, 8, 8))[0]
+    method = st.Tucker2()
+    ranks = method.multiples(layer, steps)
+    assert ranks == sorted(ranks) and len(ranks) >= 25
+    for rank in ranks:
+        method.check(layer, rank)
+        assert all(number % step == 0 for number, step in zip(rank, steps, strict=True))
+    assert method.candidates(layer) == method.multiples(layer, (1, 1))

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import spectrim as st
-from spectrim.targets.base import checked
+from spectrim.targets.base import MOVED, checked
 
 
 class Noting(nn.Module):
@@ -102,6 +102,6 @@ def test_predicted_time_of_a_part(layer, expected):
     assert st.Torch().predict(found) == expected and st.Torch().multiple(64) == 4
 
 
-def test_a_pivot_computes_only_what_it_does_not_pass_on():
+def test_a_pivot_computes_what_it_does_not_pass_on_and_moves_all():
     part = st.Layer("", "Pivot", (64, 16, 1, 1), ((16, 8, 8),), (1, 1), (0, 0), (0, 0), (1, 1))
-    assert st.Torch().predict(part) == (16 + 20) * 48 * 64
+    assert st.Torch().predict(part) == (16 + 20) * 48 * 64 + MOVED * 64 * 64

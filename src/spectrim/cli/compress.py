@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -25,7 +26,7 @@ from spectrim.cli.runs import Run, options_of
 from spectrim.cli.splits import Sources, training_data
 from spectrim.cli.targets import RuntimeOptions
 from spectrim.cli.terminal import progress, show
-from spectrim.core.cost import Budget, Keep, MaxDrop, check_metric
+from spectrim.core.cost import AtMost, Bound, Budget, Keep, MaxDrop, check_metric
 from spectrim.core.records import Training
 from spectrim.network.accuracy import Accuracy, Scorer
 from spectrim.pipeline.account import complete
@@ -40,6 +41,7 @@ def compress(
     inputs: Inputs,
     out_dir: Annotated[str, Parameter(name="--out")],
     keep: float | None = None,
+    at_most: Sequence[str] = (),
     max_drop: float | None = None,
     metric: str = "macs",
     plan: str | None = None,
@@ -65,10 +67,13 @@ def compress(
         Folder to write; it must be new or empty.
     keep
         Fraction that may remain, such as 0.5.
+    at_most
+        What may remain at most, a number and its metric: 4e6:bytes, 25:latency (milliseconds), 3e8:macs or 1e6:params. May be
+        given several times, and beside --keep: then all hold.
     max_drop
         Points of top-1 that may be lost, such as 1.5; before fine-tuning.
     metric
-        params or macs.
+        Of --keep and --max-drop: params, macs, bytes or latency.
     plan
         A plan.json of your own, such as an edited one: built and fitted as a chosen one; a budget given with it is checked.
     choice
@@ -80,7 +85,7 @@ def compress(
     blocks
         Whether to take gradient steps after the fits.
     runtime
-        Where the report's times are taken.
+        Where times are taken: of a budget in latency, and the report's.
     finetune_epochs
         Train the compressed network for so many epochs on the calibration source.
     training
@@ -90,12 +95,12 @@ def compress(
     as_json
         Print the report as JSON.
     """
-    budget = _budget(keep, max_drop, metric, given=plan is not None)
+    budget = _budget(keep, at_most, max_drop, metric, given=plan is not None)
     own = None if plan is None else choice.own(plan)
     deciding, gradient, target = isinstance(budget, MaxDrop), blocks.options(), runtime.chosen()
     _check_words(finetune_epochs, inputs, training, deciding=deciding)
     steps = {"refit": refit, "batchnorm": batchnorm, "finetune_epochs": finetune_epochs, "training": training}
-    budgets = {"keep": keep, "max_drop": max_drop, "metric": metric, "plan": plan}
+    budgets = {"keep": keep, "at_most": list(at_most), "max_drop": max_drop, "metric": metric, "plan": plan}
     arguments = options_of(model=model, inputs=inputs, **budgets, choice=choice, blocks=blocks, runtime=runtime, **steps)
     choice = choice if own is None else dataclasses.replace(choice, methods=None)
     run = Run.at(out_dir, arguments, resume)
@@ -151,11 +156,27 @@ def _fine_tuned(small: nn.Module, network: nn.Module, sources: Sources, recipe: 
     return dataclasses.replace(training, accuracy=accuracy)
 
 
-def _budget(keep: float | None, max_drop: float | None, metric: str, *, given: bool) -> Budget | None:
+def _budget(keep: float | None, at_most: Sequence[str], max_drop: float | None, metric: str, *, given: bool) -> Budget | None:
     """Return the budget; with a given plan there may be none."""
     check_metric(metric)
-    if given and keep is None and max_drop is None:
+    bounds: list[Bound] = [] if keep is None else [Keep(keep, metric)]  # type: ignore[arg-type]
+    bounds += [_at_most(text) for text in at_most]
+    if given and not bounds and max_drop is None:
         return None
-    if (keep is None) == (max_drop is None):
-        raise ValueError("give exactly one budget: --keep FRACTION or --max-drop POINTS (none is needed with --plan FILE)")
-    return Keep(keep, metric) if keep is not None else MaxDrop(max_drop or 0.0, metric)  # type: ignore[arg-type]
+    if bool(bounds) == (max_drop is not None):
+        raise ValueError(
+            "give exactly one budget: --keep FRACTION, --at-most NUMBER:METRIC (or several of these, which all hold) or "
+            "--max-drop POINTS (none is needed with --plan FILE)"
+        )
+    return MaxDrop(max_drop, metric) if max_drop is not None else bounds  # type: ignore[arg-type]
+
+
+def _at_most(text: str) -> AtMost:
+    """Return the bound of a word such as 4e6:bytes."""
+    number, _, metric = text.partition(":")
+    with named("--at-most"):
+        try:
+            value = float(number)
+        except ValueError:
+            raise ValueError(f"{text!r} has no number before the colon; write it as 4e6:bytes or 25:latency") from None
+        return AtMost(value, metric)  # type: ignore[arg-type]

@@ -12,8 +12,11 @@ from rich.console import Console
 from spectrim.cli.models import load_weights, make_model
 from spectrim.cli.options import Json
 from spectrim.cli.splits import DEFAULT_INPUT, parse_shape
+from spectrim.cli.targets import RuntimeOptions
 from spectrim.cli.terminal import out
 from spectrim.network.survey import ExampleError
+from spectrim.pipeline.config import Config
+from spectrim.pipeline.inspect import ALL, WIDTH
 from spectrim.pipeline.inspect import inspect as look
 
 
@@ -23,6 +26,7 @@ def inspect(
     input_shape: Annotated[str | None, Parameter(name="--input")] = None,
     weights: str | None = None,
     trust_pickle: bool = False,
+    target: str | None = None,
     as_json: Json = False,
 ) -> None:
     """Show every layer of a network, what it costs and what can be done to it.
@@ -37,15 +41,18 @@ def inspect(
         Weight file (.safetensors or a torch file of tensors).
     trust_pickle
         Allow a weight file that runs code when it is read.
+    target
+        Also time the network and show where the time goes: onnxruntime, openvino, torch or executorch.
     as_json
         Print JSON.
     """
+    runtime = RuntimeOptions(target=target).chosen()
     network = make_model(model)
     if weights is not None:
         load_weights(network, weights, trust_pickle=trust_pickle)
     shape = parse_shape(input_shape) or DEFAULT_INPUT
     try:
-        found = look(network, torch.zeros(shape))
+        found = look(network, torch.zeros(shape), config=Config(methods=ALL, target=runtime))
     except ExampleError as error:
         given = " x ".join(map(str, shape))
         raise ValueError(
@@ -55,5 +62,7 @@ def inspect(
         sys.stdout.write(found.to_json())
     else:
         (out if out.is_terminal else Console(width=200, emoji=False)).print(found.table())
+        if found.time_ms is not None:
+            out.print(found.times(), width=WIDTH)
         for line in found.lines():
             out.print(line, soft_wrap=True, highlight=False, markup=False)

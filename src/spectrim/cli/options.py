@@ -125,14 +125,14 @@ class Choice:
         search: Rank selection: Portfolio, Knapsack, Interaction, Uniform, Energy, VBMF, ALDS, Greedy, Similarity, or your own
             as in --methods: my_module:MySearch or file.py:MySearch.
         exclude: Name patterns of layers to leave alone.
-        multiple_of: Only ranks that are multiples of this.
+        multiple_of: Only ranks that are multiples of this; by default of what the target likes.
         images: Calibration images for the fits; an eighth as many more judge the result. A small source is divided among both.
     """
 
     methods: str | None = None
     search: str | None = None
     exclude: Sequence[str] = ()
-    multiple_of: Whole = 1
+    multiple_of: Whole | None = None
     images: Whole = 1024
 
     def own(self, plan: str) -> Plan:

@@ -25,7 +25,7 @@ TARGETS: dict[str, Target] = {
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class RuntimeOptions:
-    """Where the report's times are taken.
+    """Where times are taken: of a budget in latency, and the report's.
 
     Attributes:
         target: Runtime that the network is for: onnxruntime, openvino, torch or executorch; by default torch.

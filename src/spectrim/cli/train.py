@@ -97,7 +97,7 @@ def train(
     keep
         Fraction that may remain, such as 0.3; a rank selection makes the plan.
     metric
-        params or macs.
+        Of --keep: params, macs, bytes or latency.
     plan
         A plan.json to train for, instead of --keep.
     choice

@@ -147,6 +147,18 @@ class Factorization(ABC):
         them; what does not fall below break-even is left out before anything is computed for it.
         """
 
+    def multiples(self, layer: Layer, steps: Sequence[int]) -> list[Rank]:
+        """Return the ranks worth considering, ascending, where each entry of a tuple must be a multiple of its step.
+
+        Of a method whose rank is one number the menu finds the multiples between its candidates, and this is not asked. One
+        whose ranks are tuples does well to override it where its candidates hold few multiples.
+
+        Args:
+            layer: A layer that the method fits.
+            steps: One for each entry of the rank.
+        """
+        return [rank for rank in self.candidates(layer) if is_multiple(rank, steps)]
+
     @abstractmethod
     def parts(self, layer: Layer, rank: Rank) -> tuple[Layer, ...]:
         """Return the layers that replace `layer` at this rank; the single source of structure and cost.
@@ -194,7 +206,7 @@ class Factorization(ABC):
             yield self.merge(self.factors(weight, rank, moments))
 
     def ranks(self, layer: Layer) -> list[Rank]:
-        """Return the ranks that pay: fewer parameters and MACs than the layer itself; none where the method does not fit."""
+        """Return the ranks that pay: fewer parameters or MACs than the layer itself; none where the method does not fit."""
         if not fit_of(self, layer):
             return []
         return [rank for rank in self.candidates(layer) if pays(self.cost(layer, rank), layer.cost)]
@@ -281,9 +293,14 @@ def as_tuple(rank: Rank) -> tuple[int, ...]:
     return tuple(rank) if isinstance(rank, (tuple, list)) else (rank,)
 
 
+def is_multiple(rank: Rank, steps: Sequence[int]) -> bool:
+    """Return whether each entry of a rank is a multiple of its step."""
+    return all(number % step == 0 for number, step in zip(as_tuple(rank), steps, strict=True))
+
+
 def pays(cost: Cost, original: Cost) -> bool:
-    """Return whether a replacement is below break-even in parameters and in MACs."""
-    return cost.params < original.params and cost.macs < original.macs
+    """Return whether a replacement is below break-even in parameters or in MACs; budgets say which of them counts."""
+    return cost.params < original.params or cost.macs < original.macs
 
 
 def describe(method: Factorization) -> str:

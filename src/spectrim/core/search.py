@@ -73,12 +73,14 @@ class Search(ABC):
         measures: Whether it wants a `Probe` that measures on the images that no fit sees.
         images: How many images beyond the calibration's it wants a `Probe` to measure on; 0 for none, then `select` gets None.
             With fewer than a quarter of them there is no probe either.
+        several: Whether it holds the bounds in `Menu.also`, beside the budget; else it is not asked for several budgets.
     """
 
     title: ClassVar[str]
     reference: ClassVar[str] = ""
     score: str = RESPONSE
     measures: ClassVar[bool] = False
+    several: ClassVar[bool] = False
     images: int = 0
 
     def __init_subclass__(cls, **given: Any) -> None:

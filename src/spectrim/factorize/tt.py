@@ -63,6 +63,16 @@ class TensorTrain(Factorization):
         shares = [share / max(full) for share in grid(max(full), STEPS)]
         return sorted({_possible([max(1, math.ceil(share * limit)) for limit in full], sizes) for share in shares})
 
+    def multiples(self, layer: Layer, steps: Sequence[int]) -> list[Rank]:
+        """Return the grid with each rank lowered to a multiple, or raised to the first, where the neighbours allow it."""
+        sizes = [layer.channels[1] // layer.groups, *layer.kernel, layer.channels[0] // layer.groups]
+        found = set()
+        for rank in self.candidates(layer):
+            assert isinstance(rank, tuple)
+            near = tuple(max(step, number // step * step) for number, step in zip(rank, steps, strict=True))
+            found |= {near} if _possible(list(near), sizes) == near else set()
+        return sorted(found)
+
     def parts(self, layer: Layer, rank: Rank) -> tuple[Layer, ...]:
         """Return the chain."""
         self.check(layer, rank)

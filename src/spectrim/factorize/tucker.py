@@ -44,11 +44,15 @@ class Tucker2(Factorization):
 
     def candidates(self, layer: Layer) -> list[Rank]:
         """Return a geometric grid of pairs that the unfoldings allow."""
+        return self.multiples(layer, (1, 1))
+
+    def multiples(self, layer: Layer, steps: Sequence[int]) -> list[Rank]:
+        """Return such a grid of multiples."""
         if not self.fits(layer):
             return []
-        first, second = self.full_rank(layer)
-        taps = math.prod(layer.kernel)
-        return [(a, b) for a in grid(first, STEPS) for b in grid(second, STEPS) if a <= taps * b and b <= taps * a]
+        taps, sizes = math.prod(layer.kernel), zip(self.full_rank(layer), steps, strict=True)
+        first, second = ([step * n for n in grid(full // step, STEPS)] if full >= step else [] for full, step in sizes)
+        return [(a, b) for a in first for b in second if a <= taps * b and b <= taps * a]
 
     def parts(self, layer: Layer, rank: Rank) -> tuple[Layer, ...]:
         """Return the three convolutions."""

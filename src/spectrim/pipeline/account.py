@@ -9,25 +9,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectrim.core.cost import Budget
+from spectrim.core.cost import Budget, written
 from spectrim.core.plan import Option, Plan
 from spectrim.core.progress import Spent
 from spectrim.core.records import Curve, Interactions, Report, Row, Score, Source, Training, Try
 from spectrim.network.accuracy import Evaluate, Scorer
 from spectrim.network.build import factorized
-from spectrim.network.calling import Example, count, cuda_devices, undisturbed
+from spectrim.network.calling import Example, count, undisturbed
 from spectrim.network.counting import counted
 from spectrim.network.reorder import reordered
 from spectrim.network.survey import Survey, survey
 from spectrim.pipeline.config import Config
-from spectrim.pipeline.prepare import Prepared
+from spectrim.pipeline.prepare import Prepared, target_of
 from spectrim.pipeline.probe import network_probe
 from spectrim.pipeline.realize import Realized
 from spectrim.sensitivity.measured import measured_harm
 from spectrim.sensitivity.sketch import quadratic_model
 from spectrim.targets.base import Target
 from spectrim.targets.timing import interleaved, latency, verdict
-from spectrim.targets.torch import Torch
 from spectrim.version import __version__
 
 
@@ -74,10 +73,11 @@ def account(
                 ]
                 joint = interactions(prepared, alone, small, seen)
     with ledger.stage("latency"):
-        timed, untimed = _timed(prepared.config.target, (prepared.model, reordered(small, prepared.example)), prepared.example)
+        models = prepared.model, reordered(small, prepared.example)
+        timed, untimed = _timed(target_of(prepared.config, prepared.example), models, prepared.example)
     spent = prepared.spent + plan.spent + realized.spent + ledger.spent
     return Report(
-        str(budget) if budget is not None else "the given plan",
+        written(budget) if budget is not None else "the given plan",
         prepared.original,
         after,
         _rows(prepared.survey, plan, realized.decisions),
@@ -132,9 +132,10 @@ def account_training(trained: Trained, example: Example, config: Config, *, budg
         budget: What was asked; None for a given plan, and for ordinary training.
     """
     found, plan = survey(trained.original, example), trained.plan
-    timed, untimed = _timed(config.target, (trained.original, trained.model), example) if plan else ({}, [])
+    models = trained.original, trained.model
+    timed, untimed = _timed(target_of(config, example), models, example) if plan else ({}, [])
     return Report(
-        str(budget) if budget is not None else "the given plan" if plan else "ordinary training",
+        written(budget) if budget is not None else "the given plan" if plan else "ordinary training",
         plan.original,
         counted(trained.model, example).cost,
         _rows(found, plan, {}),
@@ -208,15 +209,14 @@ def interactions(
     )
 
 
-def _timed(target: Target | None, models: tuple[nn.Module, nn.Module], example: Example) -> tuple[dict[str, Any], list[str]]:
+def _timed(target: Target, models: tuple[nn.Module, nn.Module], example: Example) -> tuple[dict[str, Any], list[str]]:
     """Return the report's fields on time, of the original and the compressed network in turn; or why there are none.
 
     Args:
-        target: Where; None is PyTorch where the example is, on one thread.
+        target: Where.
         models: Both.
         example: One batch.
     """
-    target = target or _usual(example)
     try:
         sessions = [target.load(model, example) for model in models]
     except ValueError as error:  # work of hours is not lost for it
@@ -225,12 +225,6 @@ def _timed(target: Target | None, models: tuple[nn.Module, nn.Module], example: 
     old, new = interleaved(sessions)
     found = (latency(old, target.threads, clock), latency(new, target.threads, clock))
     return {"latency": found, "verdict": verdict(old, new, clock), "target": target.describe()}, []
-
-
-def _usual(example: Example) -> Torch:
-    """Return PyTorch on the one GPU that the example is on; else leaving the network where it is."""
-    places = {str(device) for device in cuda_devices(example)}
-    return Torch(device=places.pop()) if len(places) == 1 else Torch()
 
 
 def _rows(found: Survey, plan: Plan, decisions: Mapping[str, str]) -> tuple[Row, ...]:

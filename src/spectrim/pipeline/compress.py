@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
 
-from spectrim.core.cost import Budget, BudgetError, Keep, MaxDrop
+from spectrim.core.cost import Bound, Budget, BudgetError, MaxDrop, bounds_of, limit_of
 from spectrim.core.plan import Plan
 from spectrim.core.records import Report
 from spectrim.network.accuracy import Evaluate, Scorer
@@ -17,9 +17,11 @@ from spectrim.pipeline.account import account
 from spectrim.pipeline.choose import choose
 from spectrim.pipeline.config import Config
 from spectrim.pipeline.maxdrop import maxdrop
-from spectrim.pipeline.prepare import prepare
+from spectrim.pipeline.prepare import Prepared, prepare
+from spectrim.pipeline.prices import priced
 from spectrim.pipeline.realize import realize
 from spectrim.pipeline.result import Result
+from spectrim.pipeline.stopwatch import Stopwatch
 
 
 @undisturbed()
@@ -38,7 +40,8 @@ def compress(  # noqa: PLR0913
     Args:
         model: A trained network; never modified.
         example: A batch of inputs: a tensor, or a tuple or dict of tensors; costs are counted for one example of it.
-        budget: `Keep(fraction, metric)` or `MaxDrop(points, metric)`. With a plan it is checked, and may be left out.
+        budget: `Keep(fraction, metric)`, `AtMost(value, metric)`, a list of these (all hold), or `MaxDrop(points, metric)`.
+            With a plan it is checked, and may be left out.
         plan: A plan of one's own, such as an edited one: fitted and refitted exactly as a chosen one.
         calibration: Iterable of inputs or (inputs, targets); no labels are needed. Without it weights are approximated
             without looking at data.
@@ -55,8 +58,9 @@ def compress(  # noqa: PLR0913
         TypeError: If something given is of the wrong kind.
         RuntimeError: If the forward takes another path for other inputs, so that layers cannot be refitted to one another.
     """
-    if not isinstance(budget, (Keep, MaxDrop)) and (plan is None or budget is not None):
-        raise TypeError(f"the budget is {budget!r}; it must be Keep(fraction, metric) or MaxDrop(points, metric)")
+    bounds: tuple[Bound, ...] = ()
+    if not isinstance(budget, MaxDrop) and (plan is None or budget is not None):
+        bounds = _bounds(budget)
     if plan is not None and not isinstance(plan, Plan):
         raise TypeError(f"the plan is {type(plan).__name__}; it must be a Plan, such as Plan.from_json(text)")
     if isinstance(budget, MaxDrop) and evaluate is None:
@@ -69,12 +73,10 @@ def compress(  # noqa: PLR0913
         if plan is None:
             return maxdrop(prepared, budget, scorer)
     if plan is None:
-        assert isinstance(budget, Keep)
-        chosen = choose(prepared, budget)
+        chosen = choose(prepared, bounds)
     else:
         chosen = prepared.menu.plan([len(row.options) - 1 for row in prepared.menu.layers])
-        if isinstance(budget, Keep):
-            _check_cost(chosen, budget)
+        _check_cost(prepared, chosen, bounds)
     realized = realize(prepared, chosen)
     report = account(prepared, chosen, realized, scorer, budget=budget)
     if isinstance(budget, MaxDrop):
@@ -82,14 +84,32 @@ def compress(  # noqa: PLR0913
     return Result(reordered(realized.model, prepared.example), chosen, report)
 
 
-def _check_cost(plan: Plan, budget: Keep) -> None:
-    """Raise a BudgetError if a given plan costs more than the budget given with it."""
-    kept = plan.cost.of(budget.metric) / max(plan.original.of(budget.metric), 1)
-    if kept > budget.fraction + 1e-9:
-        raise BudgetError(
-            f"the given plan keeps {kept:.4f} of the {budget.metric}, more than {budget} allows; lower ranks, or leave the "
-            "budget out"
-        )
+def _bounds(budget: Any) -> tuple[Bound, ...]:
+    """Return the hard bounds of a budget that is no MaxDrop.
+
+    Raises:
+        TypeError: If it is none.
+    """
+    try:
+        return bounds_of(budget)
+    except TypeError as error:
+        raise TypeError(f"{error}, or MaxDrop(points, metric) alone") from None
+
+
+def _check_cost(prepared: Prepared, plan: Plan, bounds: Sequence[Bound]) -> None:
+    """Raise a BudgetError if a given plan costs more than a bound given with it."""
+    menu = priced(prepared, [bound.metric for bound in bounds if bound.metric != "latency"]).menu
+    for bound in bounds:
+        if bound.metric == "latency":
+            stopwatch = Stopwatch.of(prepared, prepared.ledger())
+            whole, cost = stopwatch.whole(), int(stopwatch.whole() * stopwatch.ratio(plan))
+        else:
+            cost, whole = menu.cost(menu.numbers(plan), bound.metric), max(menu.whole(bound.metric), 1)
+        if cost > limit_of(bound, whole):
+            raise BudgetError(
+                f"the given plan keeps {cost / whole:.4f} of the {bound.metric}, more than {bound} allows; lower ranks, or "
+                "leave the budget out"
+            )
 
 
 def _check_drop(report: Report, budget: MaxDrop) -> None:

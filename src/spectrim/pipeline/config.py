@@ -14,7 +14,9 @@ from spectrim.factorize import USUAL as USUAL_METHODS
 from spectrim.refit.reconstruct import Reconstruct
 from spectrim.search import USUAL as USUAL_SEARCH
 from spectrim.sensitivity.divergence import Harm
+from spectrim.sensitivity.options import Multiple
 from spectrim.targets.base import Target
+from spectrim.targets.torch import Torch
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Config:
         methods: The decompositions that compete for every layer.
         search: The rank selection.
         exclude: Name patterns of layers to leave alone, such as `("head*",)`.
-        multiple_of: Only ranks that are multiples of this (8 suits many devices).
+        multiple_of: Only ranks that are multiples of this. None: of what the target likes, by its `multiple` (4), since ranks
+            of any number can make a network of half the MACs slower; where a rank has no room for two such multiples, any.
         refit: Fit every layer again to the inputs that the compressed prefix gives it.
         batchnorm: Re-estimate BatchNorm statistics on the calibration images at the end.
         reconstruct: Gradient steps without labels, block after block, at the very end; None takes none.
@@ -50,7 +53,7 @@ class Config:
     methods: tuple[Factorization, ...] = USUAL_METHODS
     search: Search = USUAL_SEARCH
     exclude: tuple[str, ...] = ()
-    multiple_of: int = 1
+    multiple_of: int | None = None
     refit: bool = True
     batchnorm: bool = False
     reconstruct: Reconstruct | None = None
@@ -93,8 +96,14 @@ class Config:
         if not isinstance(self.judging, (int, float)) or not 0 < self.judging < 1:
             raise ValueError(f"judging is {self.judging!r}; it must be a share between 0 and 1, such as 0.125")
         for name in ("multiple_of", "images", "batch", "memory"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+            value = getattr(self, name)
+            if (value is not None or name != "multiple_of") and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a whole number of at least 1")
+
+    @property
+    def multiples(self) -> Multiple:
+        """Of which ranks are multiples: the user's number, or what the target likes."""
+        return self.multiple_of or (self.target or Torch()).multiple
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that decide the result, JSON-ready."""

@@ -53,7 +53,7 @@ def menus(
     for (layer, offers), *columns in zip(offered.items(), harms, plain, closed, strict=True):
         own, *others = columns
         more = dict(zip((CAUTIOUS, CLOSED), others, strict=True))
-        rows.append(layer_menu(layer, offers, own, bias=moments is not None, multiple_of=config.multiple_of, more=more))
+        rows.append(layer_menu(layer, offers, own, bias=moments is not None, multiple_of=config.multiples, more=more))
     return rows
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,20 +14,24 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from spectrim.core.cost import Cost
+from spectrim.core.cost import NANOSECONDS, Cost
 from spectrim.core.deprecation import renamed
 from spectrim.core.factorization import Factorization, describe, fit_of
 from spectrim.core.layer import Layer, Shape
-from spectrim.core.menu import RESPONSE, LayerMenu
+from spectrim.core.menu import RESPONSE, LayerMenu, Menu
 from spectrim.factorize import CP, ChannelSVD, InputSVD, PivotSVD, SpatialSVD, TensorTrain, TiledSVD, Tucker2
 from spectrim.network.apart import opened
 from spectrim.network.build import working_weight
 from spectrim.network.calling import Example, batched
 from spectrim.network.counting import counted
 from spectrim.network.survey import survey
+from spectrim.pipeline.cache import Cache, Ledger
 from spectrim.pipeline.config import Config
-from spectrim.pipeline.prepare import prepare
+from spectrim.pipeline.latency import latencies
+from spectrim.pipeline.prepare import prepare, target_of
+from spectrim.pipeline.stopwatch import Stopwatch
 from spectrim.report.text import short
+from spectrim.sensitivity.options import layer_menu, offers
 
 ALL: tuple[Factorization, ...] = (
     ChannelSVD(),
@@ -43,6 +47,20 @@ ALL: tuple[Factorization, ...] = (
 )
 
 
+WIDTH = 80  # columns of the table of times
+ABBREVIATED = {
+    "ChannelSVD": "Chan",
+    "PivotSVD": "Piv",
+    "InputSVD": "Inp",
+    "SpatialSVD": "Spat",
+    "SpatialSVD(axis=1)": "Sp.1",
+    "Tucker2": "Tuck",
+    "CP(depthwise='kernel')": "CP.k",
+    "TensorTrain": "TT",
+    "TiledSVD": "Tile",
+}
+
+
 @dataclass(frozen=True)
 class LayerView:
     """One layer.
@@ -54,6 +72,10 @@ class LayerView:
         full_rank: All of them.
         methods: Method to the largest rank that pays.
         reasons: The other methods, and why they do not fit.
+        share: Of the network's time on the target; None without a target.
+        at_half: Method to which fraction of the layer's time it takes at half of the layer's MACs, or the next fewer that its
+            ranks give; above 1 it is slower.
+        at_most: Method to the least fraction of the layer's time that any of its ranks takes.
         harm_at_half: Least predicted harm at which the layer keeps half of its MACs, in the unit of `Inspection.harm_unit`;
             None without calibration data, and where no method reaches half.
     """
@@ -66,13 +88,17 @@ class LayerView:
     methods: dict[str, str]
     reasons: dict[str, str]
     harm_at_half: float | None = None
+    share: float | None = None
+    at_half: dict[str, float] = field(default_factory=dict)
+    at_most: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Inspection:
     """All layers, the modules that cannot be factorized with their reasons, the total cost, and the inputs it is of.
 
-    `harm_unit` is the unit of the layers' harms, empty without calibration data.
+    `harm_unit` is the unit of the layers' harms, empty without calibration data. With a target `time_ms` is the time of the
+    network, `untouched` the fraction of it that is of no layer, and `target` what it was measured on.
     """
 
     layers: tuple[LayerView, ...]
@@ -80,6 +106,35 @@ class Inspection:
     total: Cost
     inputs: tuple[Shape, ...]
     harm_unit: str = ""
+    time_ms: float | None = None
+    untouched: float = 0.0
+    target: dict[str, str] = field(default_factory=dict)
+
+    def times(self) -> Table:
+        """Return a terminal table of 80 columns: where the time goes, and what decompositions would leave of it.
+
+        Raises:
+            ValueError: If nothing was timed.
+        """
+        if self.time_ms is None:
+            raise ValueError("no times are known; give inspect a target, such as Config(target=OnnxRuntime())")
+        where = ", ".join(f"{name} {value}" if name == "threads" else value for name, value in self.target.items())
+        title = (
+            f"{self.time_ms:.2f} ms on {where}. Per cent of the network's time, and for each method "
+            "which per cent of the layer's time is left at half of its MACs; least: at any rank of any method"
+        )
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=0, width=WIDTH)
+        names = list(dict.fromkeys(name for view in self.layers for name in view.at_most))
+        table.add_column("layer", no_wrap=True, ratio=1)
+        for name in ("time", *(ABBREVIATED.get(name, name[:4]) for name in names), "least"):
+            table.add_column(name, justify="right", no_wrap=True, min_width=max(len(name), 4))
+        for view in self.layers:
+            halves = (_percent(view.at_half.get(name)) for name in names)
+            least = _percent(min(view.at_most.values(), default=None))
+            table.add_row(view.layer.name, f"{100 * (view.share or 0):.1f}", *halves, least)
+        table.add_section()
+        table.add_row("of no layer", f"{100 * self.untouched:.1f}")
+        return table
 
     def table(self) -> Table:
         """Return a terminal table: for each method the largest rank that pays."""
@@ -112,11 +167,16 @@ class Inspection:
         console = Console(width=160, emoji=False)
         with console.capture() as capture:
             console.print(self.table())
+            if self.time_ms is not None:
+                console.print(self.times(), width=WIDTH)
         return capture.get() + "\n".join(self.lines())
 
     def lines(self) -> list[str]:
-        """Return a line for each module that cannot be factorized."""
-        return [f"left alone  {name}: {reason}" for name, reason in self.skipped.items()]
+        """Return a line for each module that cannot be factorized, and one of the layers where nothing saves time."""
+        timed = [view for view in self.layers if view.share is not None]
+        slow = [view.layer.name for view in timed if min(view.at_most.values(), default=1.0) >= 1]
+        lines = [f"left alone  {name}: {reason}" for name, reason in self.skipped.items()]
+        return lines + ([f"nothing saves time on  {', '.join(slow)}"] if slow else [])
 
 
 @renamed(methods="config")
@@ -133,7 +193,8 @@ def inspect(
         model: Any eager network.
         example: A batch of inputs.
         calibration: Iterable of inputs; then every layer's predicted harm at half of its MACs is told too.
-        config: Its decompositions are asked about; by default all.
+        config: Its decompositions are asked about; by default all. With a target the network is timed there, and each layer's
+            share of the time is told.
 
     Raises:
         TypeError: If the model is no eager `nn.Module`.
@@ -149,7 +210,41 @@ def inspect(
         harms, unit = {row.layer.name: _harm_at_half(row) for row in prepared.menu.layers}, prepared.harm_unit
     views = tuple(_view(model, layer, config.methods, harms.get(layer.name, math.inf)) for layer in found.layers)
     inputs = tuple(tuple(tensor.shape[1:]) for tensor in batched(example))
-    return Inspection(views, found.skipped, counted(model, example).cost, inputs, unit)
+    seen = Inspection(views, found.skipped, counted(model, example).cost, inputs, unit)
+    return seen if config.target is None else _timed(seen, model, example, config)
+
+
+def _timed(seen: Inspection, model: nn.Module, example: Example, config: Config) -> Inspection:
+    """Return what was seen with times: of the network, measured; of layers and what would stand in their place, predicted."""
+    target = target_of(config, example)
+    ledger = Ledger(Cache(None, ""), batched(example)[0].device, config.progress)
+    menu = Menu(tuple(_bare(view.layer, config) for view in seen.layers), seen.total)
+    whole, columns = latencies(menu, Stopwatch(model, example, target, ledger))
+    views = []
+    for view, row, column in zip(seen.layers, menu.layers, columns, strict=True):
+        left, macs = column / max(int(column[0]), 1), row.costs["macs"]
+        half, most = {}, {}
+        for method in config.methods:
+            numbers = [i for i, option in enumerate(row.options) if option.method == method]
+            within = [i for i in numbers if 2 * macs[i] <= macs[0]]
+            if numbers:
+                most[describe(method)] = float(left[numbers].min())
+            if within:
+                half[describe(method)] = float(left[max(within, key=lambda i: int(macs[i]))])
+        views.append(replace(view, share=float(column[0]) / whole, at_half=half, at_most=most))
+    untouched = 1 - sum(int(column[0]) for column in columns) / whole
+    return replace(seen, layers=tuple(views), time_ms=whole / NANOSECONDS, untouched=untouched, target=target.describe())
+
+
+def _bare(layer: Layer, config: Config) -> LayerMenu:
+    """Return the menu of a layer as `prepare` would offer it, with harms of no meaning."""
+    offered = offers(layer, config.methods, None, multiple_of=config.multiples)
+    falling = [[1 / (1 + number) for number in range(len(ranks))] for _, ranks in offered]
+    return layer_menu(layer, offered, falling, bias=False, multiple_of=config.multiples)
+
+
+def _percent(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{100 * fraction:.0f}"
 
 
 def _harm_at_half(row: LayerMenu) -> float:

@@ -18,6 +18,7 @@ from spectrim.pipeline.account import account
 from spectrim.pipeline.bracket import RESOLUTION, Bracket
 from spectrim.pipeline.choose import choose, scored
 from spectrim.pipeline.prepare import Prepared
+from spectrim.pipeline.prices import priced
 from spectrim.pipeline.probe import network_probe
 from spectrim.pipeline.realize import Realized, realize
 from spectrim.pipeline.result import Result
@@ -59,6 +60,7 @@ def maxdrop(
     with ledger.stage("evaluate"):
         scorer = Scorer.of(evaluate, prepared.model)
     scorer.check_fraction()
+    prepared = priced(prepared, [metric])
     trials = _Trials(scored(prepared, metric), metric, scorer, recover)
     bracket = Bracket(least(prepared, metric), budget.points, nats=prepared.moments is not None and prepared.config.gradient)
     if start is not None:
@@ -147,7 +149,8 @@ class _Trials:
 
     def kept(self, plan: Plan) -> float:
         """Return the fraction that a plan keeps."""
-        return plan.cost.of(self.metric) / self.prepared.original.of(self.metric)
+        menu = self.prepared.menu
+        return menu.cost(menu.numbers(plan), self.metric) / menu.whole(self.metric)
 
     def tries(self) -> tuple[Try, ...]:
         """Return every budget tried, in order."""
@@ -167,7 +170,7 @@ def least(prepared: Prepared, metric: Metric) -> float:
     Raises:
         BudgetError: If no method pays on any layer.
     """
-    total, fewest = prepared.original.of(metric), prepared.menu.least(metric)
+    total, fewest = prepared.menu.whole(metric), prepared.menu.least(metric)
     if fewest == total:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(prepared.survey.skipped.items())[:3])
         raise BudgetError(f"nothing can be compressed: no method pays on any layer. {reasons}".strip())

@@ -19,7 +19,7 @@ from spectrim.core.menu import RESPONSE, Menu
 from spectrim.core.plan import Option, Plan
 from spectrim.core.progress import Spent
 from spectrim.network.apart import opened
-from spectrim.network.calling import Example, batch_size, batched, count, head, undisturbed
+from spectrim.network.calling import Example, batch_size, batched, count, cuda_devices, head, undisturbed
 from spectrim.network.counting import counted
 from spectrim.network.surgery import checked
 from spectrim.network.survey import Survey, survey
@@ -32,6 +32,8 @@ from spectrim.pipeline.identity import UnknownIdentityError, fingerprint, identi
 from spectrim.sensitivity.divergence import Harm, is_logits, output_harm
 from spectrim.sensitivity.moments import Sweep
 from spectrim.sensitivity.options import Offer, offers
+from spectrim.targets.base import Target
+from spectrim.targets.torch import Torch
 
 SAVED = 12  # bytes that a backward pass keeps for each number that a layer sees or answers
 MEMORY = 1 << 30  # bytes of images that a rank selection may have beyond the calibration's
@@ -151,6 +153,12 @@ def prepare(
     )
 
 
+def target_of(config: Config, example: Example) -> Target:
+    """Return the user's target; else PyTorch on the one GPU that the example is on, or leaving the network where it is."""
+    places = {str(device) for device in cuda_devices(example)}
+    return config.target or (Torch(device=places.pop()) if len(places) == 1 else Torch())
+
+
 def _held(example: Example) -> int:
     """Return how many examples of this size a rank selection may have beyond the calibration's."""
     return MEMORY // max(sum(x[:1].numel() * x.element_size() for x in batched(example)), 1)
@@ -225,7 +233,7 @@ def _offers(
     """Return the methods and ranks whose harms are wanted: all that pay, or the one that a given plan names."""
     own = None if moments is None else moments[layer.name]
     if given is None:
-        return offers(layer, config.methods, own, multiple_of=config.multiple_of)
+        return offers(layer, config.methods, own, multiple_of=config.multiples)
     option = given.get(layer.name)
     if option is None or option.method is None:
         return []

@@ -103,7 +103,7 @@ def _chosen_by(report: Report) -> list[str]:
         not isinstance(methods, (list, tuple))
         or not methods
         or (methods, search) == usual
-        or not report.budget.startswith(("Keep(", "MaxDrop("))
+        or not report.budget.startswith(("Keep(", "AtMost(", "MaxDrop("))
     ):
         return []
     return [f"chosen by {search} among {', '.join(map(str, methods))}"]

@@ -43,6 +43,7 @@ class Interaction(Search):
     measures: ClassVar[bool] = True
     title: ClassVar[str] = "Interaction"
     reference: ClassVar[str] = "the task: Kokhazadeh et al., DATE 2025"
+    several: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -52,17 +53,19 @@ class Interaction(Search):
     def select(self, menu: Menu, budget: Keep, probe: Probe | None = None) -> list[int]:
         """Return the choice of `Portfolio`, improved as far as `probe` finds that it pays."""
         chosen, metric = list(Portfolio().select(menu, budget, probe)), budget.metric
-        limit = menu.allowed(budget)
+        bounds = (budget, *menu.also)
         for _ in range(self.rounds if probe is not None else 0):
             assert probe is not None
             alternatives = neighbours(menu, chosen, metric)
             if not alternatives:
                 break
             model = probe.quadratic_model(chosen, alternatives)
-            costs = [menu.layers[layer].costs[metric] for layer, _ in alternatives]
-            prices = [int(cost[index] - cost[chosen[layer]]) for cost, (layer, index) in zip(costs, alternatives, strict=True)]
-            spent = sum(int(row.costs[metric][index]) for row, index in zip(menu.layers, chosen, strict=True))
-            moves = best_moves(model, [layer for layer, _ in alternatives], prices, limit - spent)
+            prices = [
+                [int(menu.layers[layer].costs[each.metric][[chosen[layer], index]] @ [-1, 1]) for each in bounds]
+                for layer, index in alternatives
+            ]
+            slack = [menu.allowed(each) - _spent(menu, chosen, each.metric) for each in bounds]
+            moves = best_moves(model, [layer for layer, _ in alternatives], prices, slack)
             if not moves:
                 break
             candidate = list(chosen)
@@ -73,6 +76,10 @@ class Interaction(Search):
                 break
             chosen = candidate
         return chosen
+
+
+def _spent(menu: Menu, chosen: Sequence[int], metric: Metric) -> int:
+    return sum(int(row.costs[metric][index]) for row, index in zip(menu.layers, chosen, strict=True))
 
 
 def neighbours(menu: Menu, chosen: Sequence[int], metric: Metric) -> list[tuple[int, int]]:
@@ -101,7 +108,9 @@ def neighbours(menu: Menu, chosen: Sequence[int], metric: Metric) -> list[tuple[
     return found
 
 
-def best_moves(model: QuadraticModel, owners: Sequence[int], prices: Sequence[int], slack: int) -> list[int]:
+def best_moves(
+    model: QuadraticModel, owners: Sequence[int], prices: Sequence[Sequence[int]], slack: Sequence[int]
+) -> list[int]:
     """Return alternatives, at most one a layer, that lower the predicted harm within the budget: best move first, then on.
 
     A move sets one layer, or two layers at once, to an alternative or back; so one layer can pay for another.
@@ -109,12 +118,12 @@ def best_moves(model: QuadraticModel, owners: Sequence[int], prices: Sequence[in
     Args:
         model: What the A alternatives do.
         owners: The layer of each, (A,).
-        prices: By how much each raises the cost, (A,).
-        slack: By how much the cost may rise.
+        prices: By how much each raises the costs of the bounds, (A, bounds).
+        slack: By how much these may rise, (bounds,).
     """
-    price_of = np.array(prices, dtype=float)
+    price_of, left = np.array(prices, dtype=float), np.array(slack, dtype=float)
     taken: dict[int, int] = {}
-    spent, value = 0.0, model.base
+    value = model.base
     while True:
         changes, layers = _single_moves(owners, taken)
         inside = np.zeros(len(owners))
@@ -125,15 +134,15 @@ def best_moves(model: QuadraticModel, owners: Sequence[int], prices: Sequence[in
         both = single[:, None] + single[None] + cross
         both[layers[:, None] == layers[None]] = np.inf  # two moves of one layer are none
         np.fill_diagonal(both, single)  # a move with itself stands for the move alone
-        price = changes @ price_of
+        price = changes @ price_of  # (moves, bounds)
         total = price[:, None] + price[None]
-        np.fill_diagonal(total, price)
-        both[spent + total > slack] = np.inf
+        total[range(len(price)), range(len(price))] = price
+        both[(total > left).any(-1)] = np.inf
         first, second = np.unravel_index(int(np.argmin(both)), both.shape)
         if not both[first, second] < -LEAST * abs(value):
             return sorted(taken.values())
         value += float(both[first, second])
-        spent += float(total[first, second])
+        left = left - total[first, second]
         for move in {int(first), int(second)}:
             taken.pop(owners[int(np.flatnonzero(changes[move])[0])], None)
             for index in np.flatnonzero(changes[move] > 0):

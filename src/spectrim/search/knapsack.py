@@ -1,4 +1,7 @@
-"""The exact optimum when harms add up: a multiple-choice knapsack over all methods and ranks of all layers."""
+"""The exact optimum when harms add up: a multiple-choice knapsack over all methods and ranks of all layers.
+
+Under one bound by dynamic programming, under several by branch and bound (HiGHS).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from spectrim.core.cost import Keep
+from spectrim.core.cost import BudgetError, Keep
 from spectrim.core.menu import Menu
 from spectrim.core.search import Probe, Search
 
@@ -16,6 +19,7 @@ STATES = 20_000  # partial plans that are followed; of more, those of least boun
 WIDE = 10  # times as many are looked at before those that others beat are left out
 FIRST = 200  # the same in a first, quick pass
 TOLERANCE = 1e-5  # of the harm; smaller gains are not looked for
+SECONDS = 60.0  # of branch and bound at most; then the best that was found is taken
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,8 @@ class Knapsack(Search):
 
     Dynamic programming over the layers, where a partial plan is followed only while the relaxed optimum of the other layers
     (their convex hulls, steps taken in part) could still bring it below the best plan found. Exact to 1e-5 of the harm while at
-    most `STATES` partial plans survive; of more, those of least bound are followed.
+    most `STATES` partial plans survive; of more, those of least bound are followed. Under several bounds (`Menu.also`) it is a
+    mixed-integer program, solved to the same 1e-5.
 
     Args:
         score: `response`: predicted loss in nats. `closed`: the same by moments alone; `cautious`: put right in layers only
@@ -41,6 +46,7 @@ class Knapsack(Search):
 
     title: ClassVar[str] = "Knapsack"
     reference: ClassVar[str] = "Kellerer, Pferschy, Pisinger 2004, chapter 11"
+    several: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the score."""
@@ -49,11 +55,24 @@ class Knapsack(Search):
 
     def select(self, menu: Menu, budget: Keep, probe: Probe | None = None) -> list[int]:
         """Return the choice of least total harm."""
-        limit = menu.allowed(budget)
-        rows = [row.frontier(budget.metric, self.score) for row in menu.layers]
+        bounds = (budget, *menu.also)
+        limits = [menu.allowed(bound) for bound in bounds]
+        rows = [row.frontier(budget.metric, self.score) if len(bounds) == 1 else row.scored(self.score) for row in menu.layers]
         harms = [row.scores[self.score][numbers] for row, numbers in zip(menu.layers, rows, strict=True)]
-        costs = [row.costs[budget.metric][numbers] for row, numbers in zip(menu.layers, rows, strict=True)]
-        return [int(numbers[index]) for numbers, index in zip(rows, minimum(harms, costs, limit), strict=True)]
+        costs = [
+            np.stack([row.costs[bound.metric][numbers] for bound in bounds])
+            for row, numbers in zip(menu.layers, rows, strict=True)
+        ]
+        if len(bounds) == 1:
+            found: list[int] | None = minimum(harms, [cost[0] for cost in costs], limits[0])
+        else:
+            found = minimum_within(harms, costs, limits)
+        if found is None:
+            raise BudgetError(
+                f"{' and '.join(map(str, bounds))} cannot be met together, though each alone can; raise one of them, allow "
+                "more methods or exclude fewer layers"
+            )
+        return [int(numbers[index]) for numbers, index in zip(rows, found, strict=True)]
 
 
 def minimum(harms: list[np.ndarray], costs: list[np.ndarray], limit: int) -> list[int]:
@@ -74,6 +93,55 @@ def minimum(harms: list[np.ndarray], costs: list[np.ndarray], limit: int) -> lis
             least = sum(float(harm[index]) for harm, index in zip(harms, best, strict=True))
             bar = least - TOLERANCE * abs(least)
     return [best[order.index(index)] for index in range(len(order))]
+
+
+def minimum_within(harms: list[np.ndarray], costs: list[np.ndarray], limits: list[int]) -> list[int] | None:
+    """Return one option's index for each class such that all costs are within their limits and the sum of harms is least.
+
+    Args:
+        harms: Of each class, (K_i,).
+        costs: Whole numbers, (bounds, K_i).
+        limits: One a bound.
+
+    Returns:
+        The choice, or None if no choice is within all limits.
+    """
+    from scipy.optimize import Bounds, LinearConstraint, milp  # slow to import
+    from scipy.sparse import block_diag, csr_array
+
+    if not harms:
+        return []
+    few = [_undominated(harm, cost) for harm, cost in zip(harms, costs, strict=True)]
+    harm = np.concatenate([harm[index] for harm, index in zip(harms, few, strict=True)])
+    cost = np.concatenate([cost[:, index] for cost, index in zip(costs, few, strict=True)], axis=1)
+    unit = float(np.abs(harm).max()) or 1.0
+    scale = np.maximum(np.array(limits, dtype=float), 1.0)
+    one = LinearConstraint(block_diag([np.ones((1, len(index))) for index in few], format="csr"), 1, 1)
+    for slack in (0.0, 1e-6, 1e-5, 1e-4):  # constraints hold to 1e-6 only, and budgets are hard
+        within = LinearConstraint(csr_array(cost / scale[:, None]), -np.inf, np.array(limits) / scale - slack)
+        options = {"mip_rel_gap": TOLERANCE, "time_limit": SECONDS}
+        found = milp(
+            harm / unit, integrality=np.ones(len(harm)), bounds=Bounds(0, 1), constraints=(one, within), options=options
+        )
+        if found.x is None:
+            return None
+        parts = np.split(found.x, np.cumsum([len(index) for index in few])[:-1])
+        chosen = [int(index[part.argmax()]) for index, part in zip(few, parts, strict=True)]
+        spent = sum(cost[:, index] for cost, index in zip(costs, chosen, strict=True))
+        if np.all(spent <= np.array(limits)):
+            return chosen
+    return None
+
+
+def _undominated(harm: np.ndarray, cost: np.ndarray) -> np.ndarray:
+    """Return the indices of the options that no other beats in harm and every cost; of equals the first."""
+    values = np.vstack([harm, cost]).T  # (K, bounds + 1)
+    order = np.lexsort(values.T[::-1])
+    kept: list[int] = []
+    for index in order:
+        if not kept or not np.any(np.all(values[kept] <= values[index], axis=1)):
+            kept.append(int(index))
+    return np.array(sorted(kept))
 
 
 def _followed(harms: list[np.ndarray], costs: list[np.ndarray], limit: int, bar: float, states: int) -> list[int] | None:

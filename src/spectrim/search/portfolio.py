@@ -39,6 +39,7 @@ class Portfolio(Search):
     title: ClassVar[str] = "Portfolio"
     reference: ClassVar[str] = "ours"
     measures: ClassVar[bool] = True
+    several: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the limit."""

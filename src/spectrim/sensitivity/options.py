@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from spectrim.core.factorization import Factorization, Moments, Rank, as_tuple, fit_of, pays
+from spectrim.core.factorization import Factorization, Moments, Rank, as_tuple, fit_of, is_multiple, pays
 from spectrim.core.layer import Layer
 from spectrim.core.menu import RESPONSE, LayerMenu
 from spectrim.core.plan import Option
 
 ROUNDING = 1e-9  # how far below nothing a harm may come to lie by rounding
 Offer = tuple[Factorization, list[Rank]]  # a method, and the ranks at which its harm is wanted
+Multiple = (
+    int | Callable[[int], int]
+)  # of which ranks are multiples: a number, or from a layer's channels to what a device likes
 
 
-def offers(layer: Layer, methods: Sequence[Factorization], moments: Moments | None, *, multiple_of: int = 1) -> list[Offer]:
+def offers(
+    layer: Layer, methods: Sequence[Factorization], moments: Moments | None, *, multiple_of: Multiple = 1
+) -> list[Offer]:
     """Return the methods and ranks that pay on a layer.
 
     Args:
@@ -26,8 +31,8 @@ def offers(layer: Layer, methods: Sequence[Factorization], moments: Moments | No
         methods: The decompositions that compete.
         moments: Of this layer. With them every replacement has a corrected bias; where they hold no input covariance only
             methods that need none are offered.
-        multiple_of: Only ranks that are multiples of this; methods that are fitted on a coarse grid are asked for all of the
-            grid, since `layer_menu` finds the multiples between.
+        multiple_of: Only ranks that are multiples of this, as `steps` has it; methods that are fitted on a coarse grid are
+            asked for all of the grid, since `layer_menu` finds the multiples between.
     """
     found: list[Offer] = []
     for method in methods:
@@ -35,12 +40,32 @@ def offers(layer: Layer, methods: Sequence[Factorization], moments: Moments | No
             continue
         if not fit_of(method, layer.convolution):
             continue
-        ranks = method.candidates(layer.convolution)
-        ranks = [rank for rank in ranks if isinstance(rank, int) or _allowed(rank, multiple_of)]
+        each, shapes = steps(method, layer, multiple_of), layer.convolution
+        plain = len(each) == 1 or max(each) == 1
+        ranks = method.candidates(shapes) if plain else method.multiples(shapes, each)
         ranks = [rank for rank in ranks if pays(Option(layer, method, rank, 0.0, moments is not None).cost, layer.cost)]
         if ranks:
             found.append((method, ranks))
     return found
+
+
+def steps(method: Factorization, layer: Layer, multiple_of: Multiple) -> tuple[int, ...]:
+    """Return of what each entry of a method's rank must be a multiple on a layer.
+
+    Args:
+        method: One that fits the layer.
+        layer: The layer.
+        multiple_of: The number, which holds everywhere; or what a device likes, from the narrower side of a layer to a multiple
+            of inner channels. Then that of one group is so much smaller as there are groups, and an entry that has no room for
+            two such multiples may be any number.
+    """
+    shapes = layer.convolution
+    limits = as_tuple(method.full_rank(shapes))
+    if isinstance(multiple_of, int):
+        return (multiple_of,) * len(limits)
+    liked = multiple_of(min(shapes.channels))
+    step = liked // math.gcd(liked, shapes.groups)
+    return tuple(step if limit >= 2 * step else 1 for limit in limits)
 
 
 def sound(losses: Any, method: Factorization, layer: Layer, ranks: Sequence[Rank]) -> list[float]:
@@ -69,7 +94,7 @@ def layer_menu(
     harms: Sequence[Sequence[float]],
     *,
     bias: bool,
-    multiple_of: int = 1,
+    multiple_of: Multiple = 1,
     more: Mapping[str, Sequence[Sequence[float]]] | None = None,
 ) -> LayerMenu:
     """Return the menu of one layer; its first option leaves the layer alone.
@@ -79,16 +104,17 @@ def layer_menu(
         offered: From `offers`.
         harms: Predicted harm of each method and rank.
         bias: Whether replacements have a corrected bias.
-        multiple_of: Only ranks that are multiples of this.
+        multiple_of: Only ranks that are multiples of this, as `steps` has it.
         more: Other columns of scores by name, for the same methods and ranks.
     """
     names, tables = [RESPONSE, *(more or {})], [harms, *(more or {}).values()]
     options, columns = [Option(layer)], [[0.0] for _ in names]
     for number, (method, ranks) in enumerate(offered):
         scores = np.array([table[number] for table in tables])  # (columns, ranks)
-        found = dict(zip(ranks, scores.T, strict=True)) | _between(ranks, scores, multiple_of)
+        each = steps(method, layer, multiple_of)
+        found = dict(zip(ranks, scores.T, strict=True)) | _between(ranks, scores, each[0])
         for rank in sorted(found):
-            if _allowed(rank, multiple_of):
+            if is_multiple(rank, each):
                 options.append(Option(layer, method, rank, 0.0, bias))
                 for column, score in zip(columns, found[rank], strict=True):
                     column.append(float(score))
@@ -114,7 +140,3 @@ def _between(ranks: Sequence[Rank], scores: np.ndarray, multiple_of: int) -> dic
     wanted = [rank for rank in range(multiple_of, fitted[-1], multiple_of) if fitted[0] < rank and rank not in known]
     curve = PchipInterpolator(np.log(fitted), np.log([known[rank] for rank in fitted]))
     return dict(zip(wanted, np.exp(curve(np.log(wanted))), strict=True)) if wanted else {}
-
-
-def _allowed(rank: Rank, multiple_of: int) -> bool:
-    return all(number % multiple_of == 0 for number in as_tuple(rank))
