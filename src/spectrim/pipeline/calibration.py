@@ -33,7 +33,7 @@ class Images:
 
 
 def judging(images: int, share: float) -> int:
-    """Return how many images judge, beside so many for fits, where such a share is asked for."""
+    """Return how many images judge at least, beside so many for fits, where such a share is asked for."""
     least, most = JUDGED
     return min(most, max(least, int(share * images)))
 
@@ -47,7 +47,7 @@ def collect(
         calibration: Iterable of inputs or (inputs, targets), or one tensor; None gives no batches.
         example: Says what inputs look like. Its tensors with the batch in dimension 0 come from the items, all else (flags,
             constant tables, None) from the example itself.
-        config: How many are for fits at most (they stay in memory), and which share judges.
+        config: How many are for fits at most (they stay in memory), and which share judges; more do where there are more.
         batch: Size of the batches returned.
         further: How many are read beyond those of fits and judgement; only whole batches of these are returned.
         unit: Batches are multiples of so many, for networks whose examples belong together.
@@ -63,7 +63,7 @@ def collect(
     if not isinstance(calibration, Iterable):
         raise TypeError(f"the calibration data is {type(calibration).__name__}; it must be an iterable of batches")
     images = config.images
-    wanted = images + judging(images, config.judging) + further
+    wanted = images + max(JUDGED[1], judging(images, config.judging)) + further
     columns: list[list[Tensor]] = [[] for _ in _columns(example)]
     read = 0
     for item in calibration:
@@ -76,7 +76,8 @@ def collect(
     if not read:
         raise ValueError("the calibration data is empty; give at least one batch (a generator can be read only once)")
     whole = [torch.cat(column) for column in columns]
-    judged = 0 if read < ENOUGH else judging(min(read, images), config.judging) // unit * unit
+    spare = min(JUDGED[1], read - images - further)  # what no fit and no rank selection wants may judge, too
+    judged = 0 if read < ENOUGH else max(spare, judging(min(read, images), config.judging)) // unit * unit
     first = min(images, read - judged)
     first = max(first // unit * unit, min(first, unit))
     batch = max(batch // unit * unit, unit)

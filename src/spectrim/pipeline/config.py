@@ -38,7 +38,8 @@ class Config:
             logits, and squared error relative to the output's mean square for others.
         images: How many calibration images the fits see at most. More are read to judge by, and more still for a rank selection
             that measures; where there are no more, they are taken from these.
-        judging: How many as a share of them (16 to 512) judge options, ridges and the result: no fit sees these.
+        judging: How many as a share of them (16 to 512) judge options, ridges and the result: no fit sees these. Up to 512
+            do where there are more than the fits and the rank selection want.
         batch: Images that go through the network at once.
         memory: Bytes. Half of it is for the activations of one batch going back, a quarter for those that wait in the refit,
             an eighth for the moments of one layer; layers and images beyond it are left out, batches made smaller.
