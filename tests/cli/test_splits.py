@@ -22,7 +22,7 @@ def test_images_for_a_rank_selection_that_measures(files, tmp_path, capsys):
         count((700, 0), validation=1.0) == count((700, 5000), validation=1.0) == [350, 350]
     )  # decisions need others than the fit
     assert cli.main(compressing(files, tmp_path / "run", "--keep", "0.7", "--search", "Interaction")) == 0
-    assert "it wants 4,608 images beyond the calibration's 96, and found 128" in " ".join(capsys.readouterr().out.split())
+    assert "had too little to measure on" not in " ".join(capsys.readouterr().out.split())  # unseen images serve
 
 
 @pytest.mark.parametrize("size", [300, 1000, 1100, 1300])
