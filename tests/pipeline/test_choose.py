@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import spectrim as st
-from spectrim.network.calling import count
+from spectrim.network.calling import batch_size, count, portions
 from spectrim.pipeline.choose import scored
 from spectrim.pipeline.probe import network_probe
 from spectrim.search.interaction import neighbours
@@ -124,6 +124,14 @@ def test_measurements_are_on_further_images_or_on_the_halves_of_the_unseen_ones(
     told = st.account(prepared, plan := st.choose(prepared, st.Keep(0.7)), st.realize(prepared, plan)).notes
     assert not any("had too little to measure on" in note for note in told)
     assert network_probe(prepared_for(case, st.Knapsack()), prepared.ledger()) is None
+
+
+@pytest.mark.parametrize("size", [1, 3, 8, 20])
+def test_portions_are_the_same_examples_in_smaller_batches(size):
+    batches = [{"x": torch.randn(n, 2), "flag": torch.ones(()), "none": None} for n in (8, 8, 5)]
+    found = portions(batches, size)
+    assert all(batch_size(each) <= size and each["none"] is None and each["flag"] == 1 for each in found)
+    assert torch.equal(torch.cat([each["x"] for each in found]), torch.cat([each["x"] for each in batches]))
 
 
 def test_where_nothing_is_unseen_nothing_is_measured_and_the_report_says_so(case):

@@ -82,6 +82,16 @@ def test_finished_pieces_come_batch_by_batch_and_the_last_is_the_whole(refitted)
         np.testing.assert_array_equal(piece.linear, again.linear)
 
 
+@pytest.mark.parametrize("draws", [1, 2, 4])
+def test_each_draw_is_one_more_direction_in_which_an_example_curves(refitted, draws):
+    model, small, modules, batches = refitted
+    (one,) = quadratic_models(model, small, modules, [batches[0][:1]])
+    (found,) = quadratic_models(model, small, modules, [batches[0][:1]], draws=draws)
+    assert np.linalg.matrix_rank(found.gram, hermitian=True) == draws
+    np.testing.assert_array_equal(found.linear, one.linear)
+    assert found.base == one.base
+
+
 def test_nothing_is_changed_and_no_hook_is_left(refitted):
     model, small, modules, batches = refitted
     before = [{name: value.clone() for name, value in network.state_dict().items()} for network in (model, small)]
