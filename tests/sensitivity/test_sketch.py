@@ -39,7 +39,7 @@ def refitted():
     torch.manual_seed(0)
     x = 2 * functional.avg_pool2d(torch.randn(512, 3, 8, 8), 3, 1, 1)
     model = settle(Residual(), x)
-    config = st.Config(methods=(st.ChannelSVD(),), search=st.Interaction(images=128), images=320, batch=64)
+    config = st.Config(methods=(st.ChannelSVD(),), search=st.Interaction(images=128), images=320, batch=64, multiple_of=1)
     prepared = st.prepare(model, x[:1], calibration=[x], config=config)
     chosen = st.Knapsack().select(prepared.menu, st.Keep(0.7))
     probe = network_probe(prepared, prepared.ledger())
