@@ -76,20 +76,22 @@ def export(
     as_json
         Print JSON.
     """
+    if not preprocess and (mean is not None or std is not None):
+        raise ValueError("--mean and --std say what the file does to images: they need --preprocess")
     places = _places(run, to, out_file, int8=int8)
     for place in places:
         form = format_of(place)
         form.check("int8" if int8 else None)
         check_files(form, place, overwrite=overwrite)
     saved, shape = reopened(run, methods, "cpu"), parse_shape(input_shape)
-    spec = calibration or found(saved.source.calibration or saved.source.data, saved.source)
+    spec = found(saved.source.calibration or saved.source.data, saved.source) if calibration is None else calibration
     sources = None
-    if int8 or calibration or shape is None or preprocess or labels == FOLDERS:
+    if int8 or calibration is not None or shape is None or preprocess or labels == FOLDERS:
         sources = saved.images(spec, count=IMAGES + IMAGES // 8)
     example = torch.zeros(shape) if shape else sources.example if sources is not None else None
     wishes = Wishes(
         "int8" if int8 else None,
-        _preprocess(saved, sources, mean, std) if preprocess else _unasked(mean, std),
+        _preprocess(saved, sources, mean, std) if preprocess else None,
         None if labels is None else _labels(labels, sources),
         _plan(run),
         overwrite,
@@ -124,9 +126,7 @@ def _places(run: str, to: str | None, out_file: str | None, *, int8: bool) -> li
         return [Path(run) / f"model{'-int8' if int8 else ''}{words[word].suffix}" for word in dict.fromkeys(asked)]
     place = Path(out_file)
     if asked and [words[word].suffix for word in dict.fromkeys(asked)] != [place.suffix]:
-        raise ValueError(
-            f"--out is {out_file!r}, and --to {to!r} has another suffix; give one of the two, or both of one format"
-        )
+        raise ValueError(f"--out is {out_file!r}, and --to {to!r} is another format; give one of the two")
     return [place]
 
 
@@ -143,16 +143,10 @@ def _preprocess(saved: Saved, sources: Sources | None, mean: str | None, std: st
         return Preprocess(form.mean, form.std)
     if mean is None or std is None:
         raise ValueError(
-            f"the images of {saved.source.data!r} are taken as they are, so how they were normalised is not known: --preprocess "
-            "needs --mean and --std here, such as --mean 0.485,0.456,0.406"
+            f"the images of {saved.source.data!r} are taken as they are, so how they were normalised is not known: "
+            "--preprocess needs --mean and --std here, such as --mean 0.485,0.456,0.406"
         )
     return Preprocess(numbers_of(mean, ()), numbers_of(std, ()))
-
-
-def _unasked(mean: str | None, std: str | None) -> None:
-    """Raise a ValueError if numbers were typed that nothing needs."""
-    if mean is not None or std is not None:
-        raise ValueError("--mean and --std say what the file does to images: they need --preprocess")
 
 
 def _labels(labels: str, sources: Sources | None) -> tuple[str, ...]:

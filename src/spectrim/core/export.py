@@ -12,9 +12,9 @@ from html import escape
 class Preprocess:
     """What a file does to images before the network: x = (image / 255 - mean) / std.
 
-    The file then takes uint8 (N, H, W, C), which is what decoders and cameras give: a quarter of the bytes of floats, and no doubt
-    whether white is 1 or 255. Images must have the network's height and width: resizing is left to the device's image library,
-    which smooths when it makes images smaller, as training did; an operator of the file would not.
+    The file then takes uint8 (N, H, W, C), which is what decoders and cameras give: a quarter of the bytes of floats, and no
+    doubt whether white is 1 or 255. Images must have the network's height and width: resizing is left to the device's image
+    library, which smooths when it makes images smaller, as training did; an operator of the file would not.
 
     Attributes:
         mean, std: Per channel, or one number for all, of images from 0 to 1.

@@ -147,7 +147,10 @@ def written(
     """Do what `export` does.
 
     Args:
-        model, example, path, calibration: As there.
+        model: As there.
+        example: As there.
+        path: As there.
+        calibration: As there.
         wishes: The rest.
     """
     file = Path(path).resolve()
@@ -241,8 +244,8 @@ def _dressed(
     found = [images_of(batch, wishes.preprocess) for batch in batches]
     if real and max(levels for _, levels in found) > LEVEL:
         raise ValueError(
-            f"the calibration inputs are no images behind preprocess: undone, they are up to {max(x for _, x in found):.1f} away "
-            "from whole numbers from 0 to 255; give the mean and std that they were normalised with, and inputs made of images"
+            f"the calibration inputs are no images behind preprocess: undone, they are up to {max(x for _, x in found):.1f} "
+            "away from whole numbers from 0 to 255; give the mean and std that they were normalised with"
         )
     return Imaging(network, wishes.preprocess).eval(), images_of(example, wishes.preprocess)[0], [images for images, _ in found]
 

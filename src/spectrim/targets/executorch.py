@@ -139,5 +139,5 @@ def _answered(method: Any, threads: int, data: bytes, example: Example) -> list[
 
 
 def _laid(tensor: Tensor) -> Tensor:
-    """Return a tensor with the usual strides, also of sides of 1, for which any are right: the runtime reads an order off them."""
+    """Return a tensor with the usual strides, also of sides of 1, where any would do: the runtime reads an order off them."""
     return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
