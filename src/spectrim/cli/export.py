@@ -19,7 +19,7 @@ from spectrim.cli.terminal import progress
 from spectrim.core.export import Preprocess
 from spectrim.core.plan import Plan
 from spectrim.network.calling import first_line
-from spectrim.pipeline.export import FORMATS, IMAGES, Wishes, check_files, format_of, written
+from spectrim.pipeline.export import FORMATS, IMAGES, Settings, check_files, format_of, written
 from spectrim.targets.files import Format
 
 FOLDERS = "folders"  # the word for the names of the folders that images are in
@@ -89,7 +89,7 @@ def export(
     if int8 or calibration is not None or shape is None or preprocess or labels == FOLDERS:
         sources = saved.images(spec, count=IMAGES + IMAGES // 8)
     example = torch.zeros(shape) if shape else sources.example if sources is not None else None
-    wishes = Wishes(
+    settings = Settings(
         "int8" if int8 else None,
         _preprocess(saved, sources, mean, std) if preprocess else None,
         None if labels is None else _labels(labels, sources),
@@ -102,7 +102,7 @@ def export(
     for place in places:
         with progress(as_json) as advance:
             advance(f"{format_of(place).title}{', int8' if int8 else ''}", 0.0)
-            made.append(written(saved.small, example, place, read, wishes))
+            made.append(written(saved.small, example, place, read, settings))
         if not as_json:
             sys.stdout.write(f"{made[-1]}\n\n" if place != places[-1] else f"{made[-1]}\n")
     if as_json:

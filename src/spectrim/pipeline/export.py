@@ -34,7 +34,7 @@ from spectrim.pipeline.calibration import collect
 from spectrim.pipeline.config import Config
 from spectrim.targets.base import TOLERANCE, difference, relative, squares
 from spectrim.targets.executorch import Pte
-from spectrim.targets.export import Program, plain, traced
+from spectrim.targets.export import Program, exporting, plain, traced
 from spectrim.targets.files import Format, Run, size
 from spectrim.targets.onnxruntime import Onnx
 from spectrim.targets.openvino import OpenVinoIR
@@ -49,7 +49,7 @@ LEVEL = 0.6  # of 1/255: how far inputs may be from those of an image
 
 
 @dataclass(frozen=True)
-class Wishes:
+class Settings:
     """What a file is to be; fields as the arguments of `export`.
 
     Attributes:
@@ -136,13 +136,13 @@ def export(  # noqa: PLR0913
         >>> found.inputs, found.outputs, tuple(network(torch.zeros(7, 3)).shape)
         (('input float32 (batch, 3)',), ('output float32 (batch, 2)',), (7, 2))
     """
-    wishes = Wishes(quantize, preprocess, labels, plan, overwrite)
-    return written(model, example, path, calibration, wishes)
+    settings = Settings(quantize, preprocess, labels, plan, overwrite)
+    return written(model, example, path, calibration, settings)
 
 
 @undisturbed()
 def written(
-    model: nn.Module, example: Example, path: str | os.PathLike[str], calibration: Iterable[Any] | None, wishes: Wishes
+    model: nn.Module, example: Example, path: str | os.PathLike[str], calibration: Iterable[Any] | None, settings: Settings
 ) -> Export:
     """Do what `export` does.
 
@@ -151,38 +151,38 @@ def written(
         example: As there.
         path: As there.
         calibration: As there.
-        wishes: The rest.
+        settings: The rest.
     """
     file = Path(path).resolve()
     form = format_of(file)
-    form.check(wishes.quantize)
-    if wishes.quantize is not None and calibration is None:
+    form.check(settings.quantize)
+    if settings.quantize is not None and calibration is None:
         raise ValueError(
-            f"quantize={wishes.quantize!r} needs calibration: some hundred inputs to find the ranges of activations"
+            f"quantize={settings.quantize!r} needs calibration: some hundred inputs to find the ranges of activations"
         )
-    check_files(form, file, overwrite=wishes.overwrite)
+    check_files(form, file, overwrite=settings.overwrite)
     network, given = plain(model, example)
     read = collect(calibration, given, Config(images=IMAGES), BATCH)
     real = [*read.fitting, *read.unseen]
-    network, given, batches = _dressed(network, given, real, wishes)
+    network, given, batches = _dressed(network, given, real, settings)
     program = traced(network, given, form.title, dynamic=form.dynamic)
     count = BATCH if program.dynamic else batch_size(given)
     batches = [x for x in portions(batches, count) if program.dynamic or batch_size(x) == count] or [_sized(batches, count)]
     versions = {"spectrim": __version__, "torch": torch.__version__}
     versions |= {form.target.title: form.target.describe()["version"]} if form.target.title != "PyTorch" else {}
-    metadata, plainly = wishes.metadata(versions), None
+    metadata, plainly = settings.metadata(versions), None
     with tempfile.TemporaryDirectory(prefix=f".{file.name}-", dir=file.parent) as folder:
         new = Path(folder) / file.name
         form.write(program, new, metadata)
         found = _matched(form, new, program, batches, TOLERANCES[None])
-        if wishes.quantize is not None:
+        if settings.quantize is not None:
             plainly = found
             form.quantize(program, new, batches, metadata)
-            found = _matched(form, new, program, batches, TOLERANCES[wishes.quantize])
+            found = _matched(form, new, program, batches, TOLERANCES[settings.quantize])
         _put(form.files(new), form.files(file))
     ends = _described(program)
     images = sum(map(batch_size, batches))
-    return Export(str(path), form.title, found, TOLERANCES[wishes.quantize], images, plainly, *ends, versions)
+    return Export(str(path), form.title, found, TOLERANCES[settings.quantize], images, plainly, *ends, versions)
 
 
 def format_of(path: Path) -> Format:
@@ -216,7 +216,7 @@ def check_files(form: Format, path: Path, *, overwrite: bool) -> None:
 
 
 def _dressed(
-    network: nn.Module, example: Example, real: list[Example], wishes: Wishes
+    network: nn.Module, example: Example, real: list[Example], settings: Settings
 ) -> tuple[nn.Module, Example, list[Example]]:
     """Return the network of the file, with its example and batches to compare on.
 
@@ -224,30 +224,34 @@ def _dressed(
         ValueError: If labels or normalisation do not go with it.
     """
     batches = real or [map_tensors(_varied, example)]
-    if wishes.labels is not None:
+    if settings.labels is not None:
         outputs = tensors_of(seeded(network, batches[0]))
         shape = tuple(outputs[0].shape[1:]) if len(outputs) == 1 else None
-        if shape != (len(wishes.labels),) or not isinstance(example, Tensor):
+        if shape != (len(settings.labels),) or not isinstance(example, Tensor):
             raise ValueError(
-                f"there are {len(wishes.labels)} labels; the network must take one tensor and return as many logits, (N, "
-                f"{len(wishes.labels)}), and it returns {' and '.join(str(tuple(x.shape)) for x in outputs) or 'no tensor'}"
+                f"there are {len(settings.labels)} labels; the network must take one tensor and return as many logits, (N, "
+                f"{len(settings.labels)}), and it returns {' and '.join(str(tuple(x.shape)) for x in outputs) or 'no tensor'}"
             )
         network = Probabilities(network)
-    if wishes.preprocess is None:
+    if settings.preprocess is None:
         return network.eval(), example, batches
     if not isinstance(example, Tensor) or example.ndim != 4 or not example.is_floating_point():
         raise ValueError("preprocess is for networks that take images: the example must be one tensor (N, C, H, W) of floats")
     for name in ("mean", "std"):
-        count = len(getattr(wishes.preprocess, name))
+        count = len(getattr(settings.preprocess, name))
         if count not in (1, example.shape[1]):
             raise ValueError(f"preprocess has {count} numbers in {name}; the example has {example.shape[1]} channels")
-    found = [images_of(batch, wishes.preprocess) for batch in batches]
+    found = [images_of(batch, settings.preprocess) for batch in batches]
     if real and max(levels for _, levels in found) > LEVEL:
         raise ValueError(
             f"the calibration inputs are no images behind preprocess: undone, they are up to {max(x for _, x in found):.1f} "
             "away from whole numbers from 0 to 255; give the mean and std that they were normalised with"
         )
-    return Imaging(network, wishes.preprocess).eval(), images_of(example, wishes.preprocess)[0], [images for images, _ in found]
+    return (
+        Imaging(network, settings.preprocess).eval(),
+        images_of(example, settings.preprocess)[0],
+        [images for images, _ in found],
+    )
 
 
 def _varied(tensor: Tensor) -> Tensor:
@@ -268,7 +272,9 @@ def _matched(form: Format, path: Path, program: Program, batches: Sequence[Examp
     Raises:
         ValueError: If it cannot be run, or its outputs differ by more than the tolerance.
     """
-    run, apart, same = form.open(path), torch.zeros(1, 2, dtype=torch.float64), []
+    with exporting(form.title):
+        run = form.open(path)
+    apart, same = torch.zeros(1, 2, dtype=torch.float64), []
     for example in batches:
         found, wanted = _ran(run, form, example), tensors_of(seeded(program.network, example))
         apart = apart + squares(found, wanted)

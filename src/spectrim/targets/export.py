@@ -115,7 +115,7 @@ def traced(network: nn.Module, example: Example, title: str, *, dynamic: bool) -
     if dynamic:
         two = example if batch_size(example) > 1 else doubled(example)  # exporters take a size of 1 for a constant
         size = batch_size(two)
-        args, keywords = arguments(two)
+        args, keywords = arguments(map_tensors(torch.clone, two))  # torch notes on a tensor that it was free
         free = partial(_free, size=size)
         with contextlib.suppress(ValueError), exporting(title):
             found = torch.export.export(network, args, keywords, dynamic_shapes=tree_map(free, args or keywords))

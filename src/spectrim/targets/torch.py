@@ -117,6 +117,5 @@ class Pt2(Format):
 
     def open(self, path: Path) -> Run:
         """Return what runs the file in PyTorch."""
-        with exporting(self.title):
-            network = torch.export.load(path).module()
+        network = torch.export.load(path).module()
         return lambda example: tensors_of(_forward(network, example, set(), self.target.threads))
