@@ -172,12 +172,12 @@ def model_proto(program: Program, title: str) -> tuple[Any, tuple[str, ...]]:
 
 def layer_of(error: BaseException, exported: ExportedProgram | None) -> str:
     """Return the layer whose operator an exporter's error names, in words; nothing if it names none."""
-    text = f"{error} {error.__cause__ or ''}".replace("::", ".")
+    words = re.findall(r"\b(?:aten|prims)(?:::|\.)(\w+)", f"{error} {error.__cause__ or ''}")
     for node in exported.graph.nodes if exported is not None else ():
-        operator = getattr(node.target, "_schema", None)
-        if operator is not None and re.search(rf"\b{re.escape(operator.name.replace('::', '.'))}\b", text):
-            places = [name for name, _ in (node.meta.get("nn_module_stack") or {}).values() if name]
-            return f" (the operator {operator.name} of {f'the layer {places[-1]!r}' if places else 'the network itself'})"
+        name = getattr(getattr(node.target, "_schema", None), "name", "")
+        if any(name.endswith((f"::{word}", f"_{word}")) for word in words):  # `prims::j0` is what `aten::special_j0` is made of
+            places = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values() if path]
+            return f" (the operator {name} of {f'the layer {places[-1]!r}' if places else 'the network itself'})"
     return ""
 
 
