@@ -6,6 +6,7 @@ import typing
 from spectrim import integrations as integrations
 from spectrim.core.bench import Bench, BenchRow, Latency, Verdict
 from spectrim.core.cost import AtMost, BudgetError, Cost, Keep, MaxDrop
+from spectrim.core.export import Export, Match, Preprocess
 from spectrim.core.factorization import Factorization, Fit, Moments, Rank
 from spectrim.core.layer import Layer
 from spectrim.core.menu import LayerMenu, Menu
@@ -24,6 +25,7 @@ from spectrim.pipeline.bench import bench
 from spectrim.pipeline.choose import choose
 from spectrim.pipeline.compress import compress
 from spectrim.pipeline.config import Config
+from spectrim.pipeline.export import export
 from spectrim.pipeline.inspect import inspect
 from spectrim.pipeline.maxdrop import maxdrop
 from spectrim.pipeline.prepare import Prepared, prepare
@@ -66,6 +68,7 @@ __all__ = [
     "Distortion",
     "Energy",
     "ExecuTorch",
+    "Export",
     "Factorization",
     "Fit",
     "Greedy",
@@ -76,6 +79,7 @@ __all__ = [
     "Latency",
     "Layer",
     "LayerMenu",
+    "Match",
     "MaxDrop",
     "Menu",
     "Moments",
@@ -86,6 +90,7 @@ __all__ = [
     "Plan",
     "Portfolio",
     "Prepared",
+    "Preprocess",
     "Probe",
     "QuadraticModel",
     "Rank",
@@ -116,6 +121,7 @@ __all__ = [
     "compress",
     "cost",
     "equal_level",
+    "export",
     "find_layers",
     "fit",
     "grid",

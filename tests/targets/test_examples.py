@@ -1,4 +1,4 @@
-"""Examples in the docstrings of targets, timing and bench run."""
+"""Examples in the docstrings of targets, timing, bench and export run."""
 
 import doctest
 import importlib
@@ -7,7 +7,9 @@ import pytest
 
 FILES = [
     "core.bench",
+    "core.export",
     "pipeline.bench",
+    "pipeline.export",
     *(f"targets.{name}" for name in ("executorch", "onnxruntime", "openvino", "timing", "torch")),
 ]
 

@@ -1,4 +1,4 @@
-"""The command line: demo | inspect | compress | train | evaluate | bench, each a few lines over the functions of the library.
+"""The command line: demo | inspect | compress | train | evaluate | bench | export, each a few lines over the library.
 
 Exit codes: 0 done, 1 the budget cannot be met, 2 bad input (one sentence), 130 interrupted (compress and train keep what was
 done, for --resume).
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 import spectrim
-from spectrim.cli import bench, compress, demo, evaluate, inspect, train
+from spectrim.cli import bench, compress, demo, evaluate, export, inspect, train
 from spectrim.cli.models import told
 from spectrim.cli.terminal import err
 from spectrim.core.cost import BudgetError
@@ -29,7 +29,7 @@ app = App(
     help="Make trained convolutional networks smaller and faster.",
     suppress_keyboard_interrupt=False,
 )
-for command in (demo.demo, inspect.inspect, compress.compress, train.train, evaluate.evaluate, bench.bench):
+for command in (demo.demo, inspect.inspect, compress.compress, train.train, evaluate.evaluate, bench.bench, export.export):
     app.command(command)
 
 

@@ -30,10 +30,15 @@ class Saved:
     small: nn.Module
     source: Source
 
-    def images(self, data: str) -> Sources:
-        """Return images as the run read them; `data` is their spec."""
+    def images(self, data: str, *, count: int = 1) -> Sources:
+        """Return images as the run read them.
+
+        Args:
+            data: Their spec.
+            count: How many are for calibration.
+        """
         form = {"input_shape": self.source.input, "mean": self.source.mean, "std": self.source.std}
-        return split_data(Specs(data=data, calibration=data, **form), images=(1, 0))
+        return split_data(Specs(data=data, calibration=data, **form), images=(count, 0))
 
 
 def reopened(run: str, methods: str | None, device: str) -> Saved:

@@ -37,7 +37,8 @@ def parse_shape(text: str | None) -> tuple[int, ...] | None:
     return shape
 
 
-def _numbers(text: str | None, default: tuple[float, ...]) -> tuple[float, ...]:
+def numbers_of(text: str | None, default: tuple[float, ...]) -> tuple[float, ...]:
+    """Return numbers written with commas, or others if nothing was given."""
     if text is None:
         return default
     try:
@@ -213,7 +214,7 @@ class _Given:
 
 def _form(shape: tuple[int, ...], specs: Specs) -> Form:
     usual = Form(shape[1], (shape[2], shape[3]), (0.5,), (0.5,)) if shape[1] == 1 else Form(shape[1], (shape[2], shape[3]))
-    return dataclasses.replace(usual, mean=_numbers(specs.mean, usual.mean), std=_numbers(specs.std, usual.std))
+    return dataclasses.replace(usual, mean=numbers_of(specs.mean, usual.mean), std=numbers_of(specs.std, usual.std))
 
 
 def _in_memory(batches: Any) -> Any:

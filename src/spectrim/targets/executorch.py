@@ -1,18 +1,22 @@
-"""ExecuTorch with XNNPACK, the runtime of phones, here on the CPU."""
+"""ExecuTorch with XNNPACK, the runtime of phones, here on the CPU, and its files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
-from spectrim.network.calling import Example, tensors_of
+from spectrim.network.calling import Example, call, tensors_of
 from spectrim.targets.base import Session, Target, checked
-from spectrim.targets.export import arguments, exporting, plain
+from spectrim.targets.export import Program, arguments, exporting, plain
+from spectrim.targets.files import Format, Run
 
 
 @dataclass(frozen=True)
@@ -37,23 +41,23 @@ class ExecuTorch(Target):
         network, given = plain(model, example)
         args, keywords = arguments(given)
         with exporting(self.title):
-            from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-            from executorch.exir import to_edge_transform_and_lower
-
-            exported = torch.export.export(network, args, keywords)
-            data = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()]).to_executorch().buffer
-            ready = partial(self._ready, data, [x.contiguous() for x in tensors_of(given)])
+            data = _lowered(torch.export.export(network, args, keywords))
+            ready = partial(self._ready, data, list(map(_laid, tensors_of(given))))
             session = Session(ready(), len(data), "process" if self.threads == 1 else "wall", ready)
         return checked(session, network, given)
 
     def _ready(self, data: bytes, inputs: list[Tensor]) -> Callable[[], Any]:
         """Return what does one forward."""
+        return partial(_execute, self.method(data), inputs, self.threads)
+
+    def method(self, data: bytes) -> Any:
+        """Return the forward of a program."""
         from executorch.extension.pybindings import portable_lib
         from executorch.runtime import Runtime
 
         if portable_lib._threadpool_get_thread_count() != self.threads:
             portable_lib._unsafe_reset_threadpool(self.threads)
-        return partial(_execute, Runtime.get().load_program(data).load_method("forward"), inputs, self.threads)
+        return Runtime.get().load_program(data).load_method("forward")
 
     def describe(self) -> dict[str, str]:
         """Return version, CPU and threads."""
@@ -74,3 +78,66 @@ def _execute(method: Any, inputs: list[Tensor], threads: int) -> Any:
     if portable_lib._threadpool_get_thread_count() != threads:
         raise RuntimeError("ExecuTorch has one pool of threads in a process, and a session with other threads changed it")
     return method.execute(inputs)
+
+
+class Pte(Format):
+    """A program for ExecuTorch with XNNPACK, for as many examples as it was made with; int8 by XNNPACK's quantizer.
+
+    Metadata are what its method `spectrim` returns, as JSON.
+    """
+
+    title = "ExecuTorch"
+    word = "executorch"
+    suffix = ".pte"
+    target: ClassVar[ExecuTorch] = ExecuTorch()
+    dynamic = False
+    int8 = ("executorch", "torchao")
+
+    def write(self, program: Program, path: Path, metadata: Mapping[str, str]) -> None:
+        """Write one file."""
+        with exporting(self.title, program.exported):
+            path.write_bytes(_lowered(program.exported, {"spectrim": json.dumps(dict(metadata))}))
+
+    def open(self, path: Path) -> Run:
+        """Return what runs the file on one thread."""
+        data = path.read_bytes()
+        return partial(_answered, self.target.method(data), self.target.threads, data)
+
+    def quantize(self, program: Program, path: Path, images: Sequence[Example], metadata: Mapping[str, str]) -> None:
+        """Quantize weights and activations."""
+        args, keywords = arguments(program.example)
+        with exporting(f"{self.title} in int8", program.exported):
+            from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+                XNNPACKQuantizer,
+                get_symmetric_quantization_config,
+            )
+            from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+            quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+            network = prepare_pt2e(program.exported.module(), quantizer)
+            for example in images:
+                call(network, example)
+            small = torch.export.export(convert_pt2e(network), args, keywords)
+            path.write_bytes(_lowered(small, {"spectrim": json.dumps(dict(metadata))}))
+
+
+def _lowered(exported: ExportedProgram, constants: Mapping[str, str] | None = None) -> bytes:
+    """Return a program for ExecuTorch, with methods that return constants."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    methods = dict(constants) if constants is not None else None
+    lowered = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()], constant_methods=methods)
+    data: bytes = lowered.to_executorch().buffer
+    return data
+
+
+def _answered(method: Any, threads: int, data: bytes, example: Example) -> list[Tensor]:
+    """Return the outputs of one forward; `data`, which the method reads, is kept with it."""
+    found = _execute(method, list(map(_laid, tensors_of(example))), threads)
+    return [x.clone() for x in tensors_of(found)]  # the memory is the method's
+
+
+def _laid(tensor: Tensor) -> Tensor:
+    """Return a tensor with the usual strides, also of sides of 1, where any would do: the runtime reads an order off them."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)

@@ -1,10 +1,12 @@
-"""Eager PyTorch on the CPU or a GPU."""
+"""Eager PyTorch on the CPU or a GPU, and files of torch.export."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,6 +15,8 @@ from torch import nn
 from spectrim.network.calling import Example, call, map_tensors, tensors_of
 from spectrim.network.copying import duplicate
 from spectrim.targets.base import Clock, Session, Target, checked
+from spectrim.targets.export import Program, exporting
+from spectrim.targets.files import Format, Run
 
 PRECISIONS = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
@@ -96,3 +100,22 @@ def _forward(network: nn.Module, example: Example, devices: set[torch.device], t
     finally:
         torch.set_num_threads(before)
     return answer
+
+
+class Pt2(Format):
+    """A program of torch.export, which `torch.export.load` reads; metadata are its extra file `spectrim.json`."""
+
+    title = "torch.export"
+    word = "pt2"
+    suffix = ".pt2"
+    target = Torch()
+
+    def write(self, program: Program, path: Path, metadata: Mapping[str, str]) -> None:
+        """Write one file."""
+        with exporting(self.title, program.exported):
+            torch.export.save(program.exported, path, extra_files={"spectrim.json": json.dumps(dict(metadata), indent=1)})
+
+    def open(self, path: Path) -> Run:
+        """Return what runs the file in PyTorch."""
+        network = torch.export.load(path).module()
+        return lambda example: tensors_of(_forward(network, example, set(), self.target.threads))
