@@ -5,9 +5,11 @@
 Writes benchmarks/results/latency.json and .md after every cell; resumable (`--only`, `--redo`). One thread, batch 1; every
 network is timed in a fresh process, in turn with the original (`st.bench`): median ratio of CPU time over pairs of runs.
 
-Shares: networks with random weights at 224 pixels, planned by `Keep(f, "latency")` without data. Beside each the plans of the
-same MACs by `Keep(m, "macs")`, with ranks as the target likes them and with any. Front: ResNet-20 and ResNet-32 on CIFAR-10
-(JPEG copy), no fine-tuning, as in selection.py; fits and decisions see training images, each network reads the test images once.
+Shares: networks with random weights at 224 pixels, planned by `Keep(f, "latency")` without data and without CP, whose fits to
+random weights would take most of the time. Beside each the plans of the same MACs by `Keep(m, "macs")`, with ranks as the
+target likes them and with any. Front: ResNet-20 and ResNet-32 on CIFAR-10
+(JPEG copy), no fine-tuning, as in selection.py; fits and decisions see training images; each network reads the test images
+once.
 """
 
 from __future__ import annotations
@@ -50,8 +52,10 @@ NETWORKS = {
     "ConvNeXt-atto": "timm:convnext_atto",
 }
 TARGETS: dict[str, Target] = {"onnxruntime": st.OnnxRuntime(), "openvino": st.OpenVINO(), "torch": st.Torch()}
-BUDGETS = (0.5, 0.7)
+BUDGETS, COMPACT = (0.5, 0.7), (0.7, 0.85, 0.5)  # compact networks cannot be halved: 0.5 tells how far they go
+HALVES = ("ResNet-18", "SqueezeNet 1.1", "ResNet-50", "VGG-16-BN", "DenseNet-121")
 SHAPE = (1, 3, 224, 224)
+METHODS = (st.ChannelSVD(), st.SpatialSVD(), st.SpatialSVD(axis=1))
 SECONDS = 2.0  # of measuring each network in the fresh process
 CHECKPOINTS = {"ResNet-20": "resnet20-cifar10jpeg", "ResNet-32": "resnet32-cifar10jpeg"}
 SMALL = (1, 3, 32, 32)
@@ -122,7 +126,8 @@ class Bench:
             self.known = {key: found for key, found in self.known.items() if key[0] == network}
             torch.manual_seed(0)
             model, start = make_model(NETWORKS[network]), time.process_time()
-            config = st.Config(search=st.Knapsack(), refit=False, multiple_of=multiple, cache=tempfile.mkdtemp())
+            settings: dict[str, Any] = {"search": st.Knapsack(), "refit": False, "multiple_of": multiple}
+            config = st.Config(methods=METHODS, cache=tempfile.mkdtemp(), **settings)
             prepared = st.prepare(model, torch.randn(SHAPE), config=config)
             self.known[network, multiple] = prepared, time.process_time() - start
         return self.known[network, multiple]
@@ -201,8 +206,9 @@ def spec_of(network: str) -> str:
 def jobs(bench: Bench) -> Jobs:
     """Return every cell by name, the most important first."""
     found: dict[str, Any] = {}
-    for network, word, fraction in itertools.product(NETWORKS, TARGETS, BUDGETS):
-        found[f"{network} | {word} | {fraction}"] = functools.partial(bench.cell, network, word, fraction)
+    for network, word in itertools.product(NETWORKS, TARGETS):
+        for fraction in BUDGETS if network in HALVES else COMPACT:
+            found[f"{network} | {word} | {fraction}"] = functools.partial(bench.cell, network, word, fraction)
     for network, (way, fractions) in itertools.product(CHECKPOINTS, FRONT.items()):
         for fraction in fractions:
             name = f"front | {network} | {way} | {fraction}"
