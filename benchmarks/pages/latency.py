@@ -36,7 +36,7 @@ def markdown(results: dict[str, Any]) -> str:
             f"Never more than 2 % of the original's time above the budget: {held} of {len(over)}; most {max(over):+.4f}.",
             "",
         ]
-    lines += [f"{name}: {cell['missed']}" for name, cell in shares.items() if "missed" in cell]
+    lines += [f"{_comma(name)}: {cell['missed']}.\n" for name, cell in shares.items() if "missed" in cell]
     lines += errors(found)
     columns = (
         "network, target, budget | formula | corrected | loop | measured | of no layer | least | timing, s | networks | all, s"
@@ -83,19 +83,24 @@ def _points(cells: Mapping[str, Cell], network: str) -> list[tuple[str, Cell]]:
     return [(name.split(" | ")[2], cell) for name, cell in cells.items() if name.startswith(prefix)]
 
 
+def _comma(name: str) -> str:
+    """Return a cell's name as a table can hold it."""
+    return name.replace(" | ", ", ")
+
+
 def _ratio(values: Sequence[float]) -> str:
     return f"{values[0]:.3f} ({values[1]:.3f} to {values[2]:.3f})"
 
 
 def _shares(name: str, cell: Cell) -> list[str]:
     shares = [f"{cell[f'MACs of {way}'] / cell[way][0]:.2f}" for way in WAYS]
-    return [name, f"{cell['original ms']:.1f}", f"{cell['MACs']:.3f}", _ratio(cell["by latency"]), *shares]
+    return [_comma(name), f"{cell['original ms']:.1f}", f"{cell['MACs']:.3f}", _ratio(cell["by latency"]), *shares]
 
 
 def _prices(name: str, cell: Cell) -> list[str]:
     ratios = [cell[key] for key in PREDICTIONS] + [cell["by latency"][0], cell["of no layer"], cell["least"]]
     seconds = (f"{cell['timing']:.0f}", str(cell["networks timed"]), f"{cell['everything']:.0f}")
-    return [name, *(f"{ratio:.3f}" for ratio in ratios), *seconds]
+    return [_comma(name), *(f"{ratio:.3f}" for ratio in ratios), *seconds]
 
 
 def _point(way: str, cell: Cell) -> list[str]:

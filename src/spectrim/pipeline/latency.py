@@ -20,6 +20,7 @@ from spectrim.pipeline.stopwatch import Stopwatch
 from spectrim.targets.base import Target
 
 DEPTHS = (0.5, 0.35, 0.7)  # of a layer's formula, in turn from layer to layer
+WORTH = 0.1  # of the formula of all layers that a network has to replace to be timed for its method
 CLIP = (0.7, 1.5)  # of what a method's options take beyond the formula
 SHARE = (0.2, 1.0)  # of the time that layers can have, by the fit
 EXPECTED = 0.2  # how far methods are from the formula, usually
@@ -59,7 +60,9 @@ def formula(target: Target, option: Option) -> float:
 
 
 def calibrating(menu: Menu, units: Sequence[np.ndarray], methods: Sequence[Factorization | None]) -> list[list[int]]:
-    """Return the choices whose networks are timed: the cheapest, and one a method, its layers at `DEPTHS` in turn; none twice.
+    """Return the choices whose networks are timed: the cheapest, and one a method, its layers at `DEPTHS` in turn.
+
+    None comes twice, and methods that fit little of the network have none: an export takes seconds.
 
     Args:
         menu: What may be done.
@@ -69,7 +72,9 @@ def calibrating(menu: Menu, units: Sequence[np.ndarray], methods: Sequence[Facto
     choices = [[int(unit.argmin()) for unit in units]]
     for method in methods:
         depths = itertools.cycle(DEPTHS)
-        choices.append([_near(row, unit, method, depths) for row, unit in zip(menu.layers, units, strict=True)])
+        chosen = [_near(row, unit, method, depths) for row, unit in zip(menu.layers, units, strict=True)]
+        if sum(unit[0] for unit, index in zip(units, chosen, strict=True) if index) >= WORTH * sum(unit[0] for unit in units):
+            choices.append(chosen)
     return [list(chosen) for chosen in dict.fromkeys(map(tuple, choices)) if any(chosen)]
 
 
