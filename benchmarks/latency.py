@@ -8,8 +8,8 @@ network is timed in a fresh process, in turn with the original (`st.bench`): med
 Shares: networks with random weights at 224 pixels, planned by `Keep(f, "latency")` without data and without CP, whose fits to
 random weights would take most of the time. Beside each the plans of the same MACs by `Keep(m, "macs")`, with ranks as the
 target likes them and with any. Front: ResNet-20 and ResNet-32 on CIFAR-10
-(JPEG copy), no fine-tuning, as in selection.py; fits and decisions see training images; each network reads the test images
-once.
+(JPEG copy), no fine-tuning, chosen by predicted harm (`Knapsack`); fits and decisions see training images, and each network
+reads the test images once.
 """
 
 from __future__ import annotations
@@ -176,7 +176,8 @@ class Bench:
             model = make_model(spec_of(network))
             load_weights(model, str(self.arguments.models / f"{CHECKPOINTS[network]}.safetensors"))
             count = share(IMAGES, self.arguments.part)
-            config = st.Config(images=count, batch=min(128, count), multiple_of=multiple, cache=self.cache)
+            settings: dict[str, Any] = {"search": st.Knapsack(), "multiple_of": multiple, "cache": self.cache}
+            config = st.Config(images=count, batch=min(128, count), **settings)
             self.known[key] = st.prepare(model, images[:1], calibration=images, config=config), 0.0
         if network not in self.judges:
             test = read(self.arguments.data, "test", stop=share(10000, self.arguments.part))

@@ -134,12 +134,14 @@ def test_networks_that_calibrate_have_every_method_alone_and_several_depths(know
     cheapest, *others = calibrating(menu, units, METHODS)
     assert cheapest == [int(unit.argmin()) for unit in units] and len(others) == len(METHODS)
     for method, chosen in zip(METHODS, others, strict=True):
-        taken = [
-            (row.options[i].method, unit[i] / unit[0]) for row, unit, i in zip(menu.layers, units, chosen, strict=True) if i
-        ]
-        assert {each for each, _ in taken} == {method}
-        for (_, share), depth in zip(taken[1:], itertools.cycle((*DEPTHS[1:], DEPTHS[0])), strict=False):
-            assert share == pytest.approx(depth, abs=0.1)  # the first layer has one option of each method
+        depths = itertools.cycle(DEPTHS)
+        for row, unit, index in zip(menu.layers, units, chosen, strict=True):
+            pays = [unit[i] for i, option in enumerate(row.options) if option.method == method and unit[i] < unit[0]]
+            assert (index > 0) == bool(pays)
+            if pays:
+                wanted = next(depths) * unit[0]
+                assert row.options[index].method == method
+                assert abs(unit[index] - wanted) == min(abs(each - wanted) for each in pays)
 
 
 @pytest.mark.parametrize(("worth", "alone"), [(0.1, 1), (0.2, 0)])

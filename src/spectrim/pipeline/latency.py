@@ -16,7 +16,7 @@ import numpy as np
 from spectrim.core.factorization import Factorization
 from spectrim.core.menu import LayerMenu, Menu
 from spectrim.core.plan import Option
-from spectrim.pipeline.stopwatch import Stopwatch
+from spectrim.pipeline.stopwatch import ROUGH, Stopwatch
 from spectrim.targets.base import Target
 
 DEPTHS = (0.5, 0.35, 0.7)  # of a layer's formula, in turn from layer to layer
@@ -43,7 +43,7 @@ def latencies(menu: Menu, stopwatch: Stopwatch) -> tuple[int, list[np.ndarray]]:
     share, factors = 1.0, np.ones(len(methods))
     choices = calibrating(menu, units, methods)
     if choices:
-        saved = np.array([1 - stopwatch.ratio(menu.plan(chosen)) for chosen in choices])
+        saved = np.array([1 - stopwatch.ratio(menu.plan(chosen), seconds=ROUGH) for chosen in choices])
         gone, there = _sums(menu, units, choices, methods)
         share, factors = fitted(saved, gone / total, there / total)
     each = {method: factor for method, factor in zip(methods, factors, strict=True)}
