@@ -98,7 +98,7 @@ def _shares(name: str, cell: Cell) -> list[str]:
 
 
 def _prices(name: str, cell: Cell) -> list[str]:
-    ratios = [cell[key] for key in PREDICTIONS] + [cell["by latency"][0], cell["of no layer"], cell["least"]]
+    ratios = [cell[key] for key in PREDICTIONS] + [cell["by latency"][0], max(cell["of no layer"], 0.0), cell["least"]]
     seconds = (f"{cell['timing']:.0f}", str(cell["networks timed"]), f"{cell['everything']:.0f}")
     return [_comma(name), *(f"{ratio:.3f}" for ratio in ratios), *seconds]
 
