@@ -82,6 +82,16 @@ def test_what_predictions_reach_and_the_clock_does_not_is_refused_with_the_numbe
         hold(menu, [st.Keep(FIXED / 2, "latency")], Known(menu, true), select, measure=False)
 
 
+def test_layers_that_nothing_makes_faster_are_of_what_cannot_be_touched():
+    menu, _ = timed_menu(2)
+    column = menu.layers[0].costs["latency"]
+    slower = [column[0] + np.abs(column[0] - column), *(row.costs["latency"] for row in menu.layers[1:])]
+    menu = menu.with_costs("latency", WHOLE, slower)
+    share = round(100 * (FIXED + int(column[0]) / WHOLE))
+    with pytest.raises(st.BudgetError, match=rf"\({share} % are of parts that no decomposition can touch\)"):
+        bounded(menu, [st.Keep(FIXED / 2, "latency")])
+
+
 def test_nothing_is_chosen_where_everything_may_stay():
     menu, true = timed_menu(0)
     assert not hold(menu, [st.Keep(1.0, "latency")], Known(menu, true), select, measure=False)

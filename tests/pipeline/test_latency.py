@@ -1,6 +1,7 @@
 """Latency as a column of costs: a target whose times are known, so that no clock decides a test."""
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -9,12 +10,14 @@ import torch
 from torch import nn
 
 import spectrim as st
+from spectrim.core.menu import LayerMenu
 from spectrim.core.plan import Option
 from spectrim.network.calling import call
 from spectrim.network.pivot import Pivot
 from spectrim.network.survey import survey
+from spectrim.pipeline import latency as latency_module
 from spectrim.pipeline import stopwatch as stopwatch_module
-from spectrim.pipeline.latency import CLIP, fitted, formula
+from spectrim.pipeline.latency import CLIP, DEPTHS, calibrating, fitted, formula
 from spectrim.pipeline.prices import priced
 from spectrim.pipeline.stopwatch import Stopwatch, stand_in
 from spectrim.targets import base as base_module
@@ -122,6 +125,38 @@ def test_the_column_is_what_the_target_takes(known):
         chosen = [int(random.integers(len(row.options))) for row in menu.layers]
         ratio = true_ratio(prepared, menu.plan(chosen), target)
         assert menu.cost(chosen, "latency") / menu.whole("latency") == pytest.approx(ratio, rel=0.03)
+
+
+def test_networks_that_calibrate_have_every_method_alone_and_several_depths(known):
+    target = Formula()
+    menu = known(target).menu
+    units = [np.array([formula(target, option) for option in row.options]) for row in menu.layers]
+    cheapest, *others = calibrating(menu, units, METHODS)
+    assert cheapest == [int(unit.argmin()) for unit in units] and len(others) == len(METHODS)
+    for method, chosen in zip(METHODS, others, strict=True):
+        depths = itertools.cycle(DEPTHS)
+        for row, unit, index in zip(menu.layers, units, chosen, strict=True):
+            pays = [unit[i] for i, option in enumerate(row.options) if option.method == method and unit[i] < unit[0]]
+            assert (index > 0) == bool(pays)
+            if pays:
+                wanted = next(depths) * unit[0]
+                assert row.options[index].method == method
+                assert abs(unit[index] - wanted) == min(abs(each - wanted) for each in pays)
+
+
+@pytest.mark.parametrize(("worth", "alone"), [(0.1, 1), (0.2, 0)])
+def test_methods_that_fit_little_of_the_network_are_not_timed_alone(known, monkeypatch, worth, alone):
+    """CP is left on the second layer only, which has 17 % of the formula."""
+    target = Formula()
+    menu = known(target, methods=(st.ChannelSVD(), METHODS[3])).menu
+    rows = []
+    for number, row in enumerate(menu.layers):
+        options = [option for option in row.options if number == 1 or option.method != METHODS[3]]
+        rows.append(LayerMenu.of(options, [0.0] * len(options)))
+    units = [np.array([formula(target, option) for option in row.options]) for row in rows]
+    assert 0.1 < units[1][0] / sum(unit[0] for unit in units) < 0.2
+    monkeypatch.setattr(latency_module, "WORTH", worth)
+    assert len(calibrating(st.Menu(tuple(rows), menu.original), units, (st.ChannelSVD(), METHODS[3]))) == 2 + alone
 
 
 def test_several_budgets_one_of_them_time(known):

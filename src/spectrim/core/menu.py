@@ -123,7 +123,7 @@ class Menu:
     def _reach(self, budget: Bound) -> str:
         """Return the least that can be reached, in the budget's unit, what of it nothing can touch, and what to change."""
         metric, whole, least = budget.metric, self.whole(budget.metric), self.least(budget.metric)
-        fixed = whole - sum(int(row.costs[metric][0]) for row in self.layers)
+        fixed = whole - sum(int(row.costs[metric][0]) for row in self.layers if len(row.options) > 1)
         number = f"{least / NANOSECONDS:.4g} ms" if metric == "latency" else f"{least:,}"
         reached, change = (
             (f"{least / whole:.4f}", "the fraction") if isinstance(budget, Keep) else (f"{number} of {metric}", "the bound")

@@ -2,21 +2,25 @@
 
 With U the target's formula summed over the parts of what stands in a layer's place, an option of method m takes s c_m U, and
 the layer itself s U. What is left of the measured time of the original network, T - s sum(U), no plan changes. s and the c_m
-are fitted to a few networks: the cheapest, and for each method one with every layer at about half of its U.
+are fitted to a few networks: the cheapest, and for each method one with its layers at about 0.5, 0.35 and 0.7 of their U in
+turn. At half alone the ranks of many layers are those that a target likes best, and a method looks better than it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from spectrim.core.factorization import Factorization
 from spectrim.core.menu import LayerMenu, Menu
 from spectrim.core.plan import Option
-from spectrim.pipeline.stopwatch import Stopwatch
+from spectrim.pipeline.stopwatch import ROUGH, Stopwatch
 from spectrim.targets.base import Target
 
+DEPTHS = (0.5, 0.35, 0.7)  # of a layer's formula, in turn from layer to layer
+WORTH = 0.1  # of the formula of all layers that a network has to replace to be timed for its method
 CLIP = (0.7, 1.5)  # of what a method's options take beyond the formula
 SHARE = (0.2, 1.0)  # of the time that layers can have, by the fit
 EXPECTED = 0.2  # how far methods are from the formula, usually
@@ -39,7 +43,7 @@ def latencies(menu: Menu, stopwatch: Stopwatch) -> tuple[int, list[np.ndarray]]:
     share, factors = 1.0, np.ones(len(methods))
     choices = calibrating(menu, units, methods)
     if choices:
-        saved = np.array([1 - stopwatch.ratio(menu.plan(chosen)) for chosen in choices])
+        saved = np.array([1 - stopwatch.ratio(menu.plan(chosen), seconds=ROUGH) for chosen in choices])
         gone, there = _sums(menu, units, choices, methods)
         share, factors = fitted(saved, gone / total, there / total)
     each = {method: factor for method, factor in zip(methods, factors, strict=True)}
@@ -56,7 +60,9 @@ def formula(target: Target, option: Option) -> float:
 
 
 def calibrating(menu: Menu, units: Sequence[np.ndarray], methods: Sequence[Factorization | None]) -> list[list[int]]:
-    """Return the choices whose networks are timed: the cheapest, and one a method, each layer at about half; none twice.
+    """Return the choices whose networks are timed: the cheapest, and one a method, its layers at `DEPTHS` in turn.
+
+    None comes twice, and methods that fit little of the network have none: an export takes seconds.
 
     Args:
         menu: What may be done.
@@ -64,14 +70,21 @@ def calibrating(menu: Menu, units: Sequence[np.ndarray], methods: Sequence[Facto
         methods: All on the menu.
     """
     choices = [[int(unit.argmin()) for unit in units]]
-    choices += [[_half(row, unit, method) for row, unit in zip(menu.layers, units, strict=True)] for method in methods]
+    for method in methods:
+        depths = itertools.cycle(DEPTHS)
+        chosen = [_near(row, unit, method, depths) for row, unit in zip(menu.layers, units, strict=True)]
+        if sum(unit[0] for unit, index in zip(units, chosen, strict=True) if index) >= WORTH * sum(unit[0] for unit in units):
+            choices.append(chosen)
     return [list(chosen) for chosen in dict.fromkeys(map(tuple, choices)) if any(chosen)]
 
 
-def _half(row: LayerMenu, unit: np.ndarray, method: Factorization | None) -> int:
-    """Return the option of a method whose formula is nearest to half of the layer's; 0 if none is below the layer's."""
+def _near(row: LayerMenu, unit: np.ndarray, method: Factorization | None, depths: Iterator[float]) -> int:
+    """Return the option of a method whose formula is nearest to the next share of the layer's; 0 if none is below it."""
     numbers = [i for i, option in enumerate(row.options) if i and option.method == method and unit[i] < unit[0]]
-    return min(numbers, key=lambda index: abs(2 * unit[index] - unit[0]), default=0)
+    if not numbers:
+        return 0
+    wanted = next(depths) * unit[0]
+    return min(numbers, key=lambda index: abs(unit[index] - wanted))
 
 
 def _sums(

@@ -21,6 +21,7 @@ from spectrim.targets.base import Session, Target
 from spectrim.targets.timing import CLOCKS, interleaved
 
 SECONDS = 1.0  # of measuring each network
+ROUGH = 0.25  # the same where 1 % of noise does not matter
 LEAST = 12  # runs of each at least
 
 
@@ -47,28 +48,33 @@ class Stopwatch:
         """Return a stopwatch for plans of what was prepared."""
         return Stopwatch(prepared.model, prepared.example, target_of(prepared.config, prepared.example), ledger)
 
-    def ratio(self, plan: Plan) -> float:
-        """Return the time of a plan's network over that of the original: the median over pairs of runs."""
-        return self._timed(plan)[0]
+    def ratio(self, plan: Plan, *, seconds: float = SECONDS) -> float:
+        """Return the time of a plan's network over that of the original: the median over pairs of runs.
+
+        Args:
+            plan: It.
+            seconds: Of measuring each of both.
+        """
+        return self._timed(plan, seconds)[0]
 
     def whole(self) -> int:
         """Return the nanoseconds of one forward of the original network on the example: the median."""
-        return self._timed(Plan())[1]
+        return self._timed(Plan(), SECONDS)[1]
 
-    def _timed(self, plan: Plan) -> tuple[float, int]:
+    def _timed(self, plan: Plan, seconds: float) -> tuple[float, int]:
         """Return the ratio, and the original's nanoseconds beside it."""
         shapes = [tuple(tensor.shape) for tensor in batched(self.example)]
-        name = f"time {self.target.describe()} {self.target!r} {shapes} {_structure(plan)}"
+        name = f"time {self.target.describe()} {self.target!r} {shapes} {seconds} {_structure(plan)}"
         if name not in self._known:
             with self.ledger.piece(name) as piece:
                 if piece.entry is None:
                     with self.ledger.stage("timing"):
-                        ratio, whole = self._measured(plan)
+                        ratio, whole = self._measured(plan, seconds)
                     piece.entry = Entry({}, {"ratio": ratio, "whole": whole})
             self._known[name] = piece.entry.numbers["ratio"], piece.entry.numbers["whole"]
         return self._known[name]
 
-    def _measured(self, plan: Plan) -> tuple[float, int]:
+    def _measured(self, plan: Plan, seconds: float) -> tuple[float, int]:
         if self._original is None:
             self.target.check()
             self._original = self.target.load(self.model, self.example)
@@ -77,7 +83,7 @@ class Stopwatch:
             small = reordered(stand_in(plan, self.model), self.example)
             sessions.append(self.target.load(small, self.example))
         column = CLOCKS.index(self._original.clock)
-        times = [taken[:, column] for taken in interleaved(sessions, seconds=SECONDS, least=LEAST)]
+        times = [taken[:, column] for taken in interleaved(sessions, seconds=seconds, least=LEAST)]
         return float(np.median(times[-1] / times[0])), round(NANOSECONDS * float(np.median(times[0])))
 
 
