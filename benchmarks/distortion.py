@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from common.compression import milliseconds
 from common.images import batches, read, share
 from common.networks import checkpoint
 from common.runner import Jobs, Protocol
@@ -34,7 +35,6 @@ import spectrim as st
 from spectrim.core.menu import RESPONSE, Menu
 from spectrim.core.records import Training
 from spectrim.sensitivity.moments import gather_moments
-from spectrim.targets.torch import measure
 
 FACTORS: dict[str, Any] = {"optimizer": "adamw", "rate": 0.002}  # suits factors of any scale
 CP = st.CP(depthwise="kernel")
@@ -177,9 +177,9 @@ class Bench:
         plan = self.plan(METHODS[name], HEADLINE)
         row = self.row(plan, "distortion", f"technique {name}")
         model = self.network().cpu()
-        old, new = measure([model, st.apply(plan, model)], self.train[0][:1])
+        old, new = milliseconds([model, st.apply(plan, model)], self.train[0][:1], st.Torch())
         error = st.loss_along(model, plan, batches=self.test[:1], points=2).distance
-        return {**row, "weight error": error, "ms": new.median_ms, "ms before": old.median_ms}
+        return {**row, "weight error": error, "ms": new, "ms before": old}
 
     def flatness(self) -> dict[str, Any]:
         """Loss towards the low-rank reconstruction: start, control, distorted, on 2,000 training images."""

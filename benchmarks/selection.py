@@ -5,7 +5,7 @@
 Writes benchmarks/results/selection.json and .md after every cell. Resumable: finished cells are kept; `--redo TEXT`
 runs again the cells whose names contain the text, `--only TEXT` runs no others (a whole name means that cell
 alone). CIFAR-10 (JPEG copy), no fine-tuning.
-Decisions see training images only: 1,024 for statistics and refit, 128 to judge by, the next 4,608 for Interaction's
+Decisions see training images only: 1,024 for statistics and refit, 512 to judge by, the next 4,608 for Interaction's
 measurements. Every network is then read once on the 10,000 test images.
 """
 
@@ -42,6 +42,7 @@ from spectrim.sensitivity.sketch import quadratic_model
 
 IMAGES, FURTHER = 1024, 4608
 METHODS: dict[str, st.Search] = {
+    "Portfolio": st.Portfolio(),
     "Interaction": st.Interaction(images=FURTHER),
     "Knapsack": st.Knapsack(),
     "Knapsack, normalised energies (BALF)": st.Knapsack(score="whitened"),
@@ -289,7 +290,7 @@ def last_layer(prepared: st.Prepared, small: nn.Module) -> nn.Module:
 def jobs(bench: Bench) -> Jobs:
     """Return every cell by name, the most important first."""
     found: dict[str, Any] = {}
-    first, rest, best, slow = (0.5, 0.35, 0.2), (0.65, 0.8), ("Interaction", "Knapsack"), ("Interaction", "Greedy")
+    first, rest, best, slow = (0.5, 0.35, 0.2), (0.65, 0.8), ("Portfolio", "Interaction", "Knapsack"), ("Interaction", "Greedy")
     quick = tuple(method for method in METHODS if method not in slow)
 
     def add(network: str, *groups: tuple[str, Sequence[float], Sequence[str]]) -> None:

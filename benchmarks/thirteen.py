@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 from common import weights
-from common.compression import kept, most_compressed
+from common.compression import kept, milliseconds, most_compressed
 from common.images import batches, bordered, read, share
 from common.networks import NETWORKS, load_weights
 from common.runner import Jobs, Protocol
@@ -42,7 +42,6 @@ import spectrim as st
 from spectrim.core.records import Score, Training
 from spectrim.network.accuracy import Scorer
 from spectrim.pipeline.identity import fingerprint
-from spectrim.targets.torch import measure
 
 POINTS = 1.5
 SELECTION = 5000
@@ -257,11 +256,12 @@ class Bench:
     def latency(self, model: nn.Module, small: nn.Module) -> dict[str, float]:
         """Return milliseconds on one thread at batch 1, and on the GPU at batch 256 where there is one."""
         pair = [copy.deepcopy(network).cpu().eval() for network in (model, small)]
-        old, new = measure(pair, self.example.cpu(), seconds=1.0)
-        row = {"CPU ms before": old.median_ms, "CPU ms after": new.median_ms}
+        old, new = milliseconds(pair, self.example.cpu(), st.Torch(), 1.0)
+        row = {"CPU ms before": old, "CPU ms after": new}
         if self.device == "cuda":
-            old, new = measure([model, small], self.example.expand(256, -1, -1, -1).contiguous(), seconds=1.0)
-            row |= {"GPU ms before": old.median_ms, "GPU ms after": new.median_ms}
+            many = self.example.expand(256, -1, -1, -1).contiguous()
+            old, new = milliseconds([model, small], many, st.Torch(device="cuda"), 1.0)
+            row |= {"GPU ms before": old, "GPU ms after": new}
         return row
 
 

@@ -1,10 +1,11 @@
-"""A network at a budget, and how it does on test images, as the row of a table."""
+"""A network at a budget, how it does on test images and what it takes, as the row of a table."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 import spectrim as st
 from common.provenance import peak, reset_peak
@@ -46,3 +47,9 @@ def most_compressed(prepared: st.Prepared, budget: st.MaxDrop, evaluate: Evaluat
     row = {**judge.compare(result.model), **kept(result.plan), **took(Spent(report.seconds, report.passes))}
     selection = {"held-out drop": chosen.drop, "held-out standard error": chosen.standard_error}
     return {**row, **selection, "budgets tried": len(report.tries)}, result.plan, result.model
+
+
+def milliseconds(models: Sequence[nn.Module], example: Tensor, target: st.Target, seconds: float = 1.5) -> list[float]:
+    """Return the median time of one forward of each network, in turn on a target."""
+    rows = st.bench(models, example, targets=(target,), seconds=seconds).rows
+    return [(row.process if row.clock == "process" else row.wall).median_ms for row in rows]

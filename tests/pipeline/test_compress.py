@@ -46,6 +46,7 @@ def test_all_default_methods_compete(case):
     result = st.compress(model, x[:1], budget=st.Keep(0.4), calibration=[x])
     assert result.report.kept[1] <= 0.4 and result.report.config["methods"] == [
         "PivotSVD",
+        "ChannelSVD",
         "SpatialSVD",
         "SpatialSVD(axis=1)",
         "CP(depthwise='kernel')",

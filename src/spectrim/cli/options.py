@@ -22,7 +22,7 @@ from spectrim.core.progress import Progress
 from spectrim.core.records import Source
 from spectrim.network.accuracy import Accuracy, Scorer, logits_of
 from spectrim.network.calling import evaluation_mode, first_line
-from spectrim.pipeline.calibration import JUDGED
+from spectrim.pipeline.calibration import JUDGED, judging
 from spectrim.pipeline.checks import check_weights
 from spectrim.pipeline.config import Config
 from spectrim.refit.reconstruct import Reconstruct
@@ -89,7 +89,10 @@ class Inputs:
     def open(self, choice: Choice, *, validation: float) -> Sources:
         """Return the images by purpose; `validation` as in `split_data`."""
         specs = Specs(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Specs)})
-        images = choice.images + JUDGED[1], search_of(choice.search).images
+        judges = (
+            judging(choice.images, Config().judging) if self.calibration is None else JUDGED[1]
+        )  # not for want of test images
+        images = choice.images + judges, search_of(choice.search).images
         sources = split_data(specs, images=images, validation=validation)
         if sources.form is None and (self.mean is not None or self.std is not None):
             raise ValueError(f"--mean and --std are for images of bytes; those of {self.data!r} are taken as they are")

@@ -128,7 +128,7 @@ def prepare(
     if config.refit and calibration is not None:
         check_norms(model)
     together = examples_together(model, example)
-    further = 0 if plan is not None else min(config.search.images, _held(example))
+    further = min(config.search.images, _held(example))  # for a given plan, too: what judges then is the same
     found = _allowed(survey(model, example), config)
     images = collect(calibration, example, config, _batch(found, config), further=further, unit=together)
     check_reconstruct(images, example, config, together)
