@@ -108,7 +108,7 @@ def test_wrong_json(text, message):
 
 def test_a_network_of_ours_on_onnx_runtime():
     pytest.importorskip("onnxruntime")
-    model, x = Residual(width=12), torch.randn(1, 3, 8, 8)
+    model, x = Residual(width=48), torch.randn(1, 3, 8, 8)
     small = st.compress(model, x, budget=st.Keep(0.6)).model
     first, second = st.bench((model, small), x, targets=[st.OnnxRuntime()], seconds=0.01).rows
     assert (first.model, second.model) == ("original", "compressed") and second.file_bytes < first.file_bytes
