@@ -92,7 +92,7 @@ class KnownProbe:
         self.menu, self.gains, self.asked = menu, list(gains), []
 
     def harm(self, chosen):
-        return 1.0
+        return np.inf  # nothing was paid back
 
     def quadratic_model(self, chosen, alternatives):
         self.asked.append(list(chosen))

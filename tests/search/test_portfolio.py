@@ -23,12 +23,16 @@ def predicted(menu, chosen):
 class Measuring:
     """Each network does the harm that a function of its choice says."""
 
-    def __init__(self, harm_of):
-        self.harm_of, self.asked = harm_of, []
+    def __init__(self, harm_of, error=0.0):
+        self.harm_of, self.error, self.asked = harm_of, error, []
 
     def harm(self, chosen):
         self.asked.append(tuple(chosen))
         return self.harm_of(chosen)
+
+    def gain(self, chosen, other):
+        assert tuple(chosen) in self.asked
+        return self.harm_of(chosen) - self.harm(other), self.error
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -80,3 +84,14 @@ def test_a_network_that_pays_back_in_later_layers_has_early_layers_cut_deeper():
         assert found == pytest.approx(true(st.Knapsack().select(scaled, budget)), rel=1e-5)
         better += found < true(st.Knapsack().select(menu, budget)) - 1e-12
     assert better > 2
+
+
+def test_a_gain_within_its_error_is_not_taken():
+    menu, budget = menu_of(1), st.Keep(0.5, "params")
+
+    def true(chosen):
+        return 0.3 * predicted(menu, chosen)
+
+    probe = Measuring(true, error=np.inf)
+    chosen = tuple(st.Portfolio(limit=1.0).select(menu, budget, probe))
+    assert chosen == tuple(st.Knapsack().select(menu, budget))

@@ -20,7 +20,7 @@ from spectrim.pipeline.prepare import Prepared
 from spectrim.sensitivity.measured import batch_harms
 from spectrim.sensitivity.sketch import quadratic_models
 
-PORTIONS = 16  # batches of unseen images, of which half measure and half accept
+PORTIONS = 16  # batches of unseen images
 FEW = 512  # with fewer images to measure displacements on, each serves `DRAWS` random vectors
 DRAWS = 4
 
@@ -126,8 +126,8 @@ def network_probe(prepared: Prepared, ledger: Ledger) -> NetworkProbe | None:
         return NetworkProbe(prepared, ledger, further[:cut], further[cut:])
     if not unseen or not search.measures:
         return None
-    if not search.images:
-        return NetworkProbe(prepared, ledger, unseen, unseen)
-    size = -(-count(unseen) // PORTIONS)
+    size = -(-count(unseen) // PORTIONS)  # so many that differences have an error
     parts = portions(unseen, -(-size // prepared.unit) * prepared.unit)
+    if not search.images:
+        return NetworkProbe(prepared, ledger, parts, parts)
     return NetworkProbe(prepared, ledger, parts[::2], parts[1::2]) if len(parts) > 3 else None

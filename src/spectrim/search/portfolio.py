@@ -26,7 +26,8 @@ class Portfolio(Search):
     predicted harm is at most `limit` times the least is built, refitted and measured on images that no fit has seen. If the
     best one does less harm than predicted, the refit has paid back the rest; as every later layer has its share in that, the
     harm of a layer at depth d (0 first, 1 last) is taken to be exp(-payback (1 - d)) of what is predicted, with the payback
-    that explains the measured harm. The optimum by these is measured, too. Without a probe the first plan is taken.
+    that explains the measured harm. The optimum by these is taken if its gain is more than the gain's paired standard error.
+    Without a probe the first plan is taken.
 
     Args:
         limit: Plans that are predicted to do more harm than so many times the least are not built.
@@ -63,8 +64,8 @@ class Portfolio(Search):
         scores = [share * row.scores[RESPONSE] for share, row in zip(shares, menu.layers, strict=True)]
         other = tuple(Knapsack().select(menu.with_scores(RESPONSE, scores), budget))
         if other not in harms:
-            harms[other] = probe.harm(other)
-        best = min(harms, key=lambda each: harms[each])
+            gain, error = probe.gain(best, other)
+            best = other if gain > error else best
         return list(best)
 
 
