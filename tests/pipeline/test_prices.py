@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import spectrim as st
-from spectrim.pipeline.prices import priced, stored
+from spectrim.network.counting import stored
+from spectrim.pipeline.prices import priced
 
 METHODS = (st.ChannelSVD(), st.PivotSVD(), st.SpatialSVD())
 

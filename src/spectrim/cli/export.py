@@ -87,7 +87,7 @@ def export(
     spec = found(saved.source.calibration or saved.source.data, saved.source) if calibration is None else calibration
     sources = None
     if int8 or calibration is not None or shape is None or preprocess or labels == FOLDERS:
-        sources = saved.images(spec, count=IMAGES + IMAGES // 8)
+        sources = saved.images(spec, count=IMAGES)
     example = torch.zeros(shape) if shape else sources.example if sources is not None else None
     settings = Settings(
         "int8" if int8 else None,

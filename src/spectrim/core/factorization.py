@@ -206,10 +206,11 @@ class Factorization(ABC):
             yield self.merge(self.factors(weight, rank, moments))
 
     def ranks(self, layer: Layer) -> list[Rank]:
-        """Return the ranks that pay: fewer parameters or MACs than the layer itself; none where the method does not fit."""
+        """Return the ranks that pay: fewer parameters and MACs than the layer itself; none where the method does not fit."""
         if not fit_of(self, layer):
             return []
-        return [rank for rank in self.candidates(layer) if pays(self.cost(layer, rank), layer.cost)]
+        costs = ((rank, self.cost(layer, rank)) for rank in self.candidates(layer))
+        return [rank for rank, cost in costs if cost.params < layer.cost.params and cost.macs < layer.cost.macs]
 
     def cost(self, layer: Layer, rank: Rank) -> Cost:
         """Return the cost of the parts."""

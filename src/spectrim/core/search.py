@@ -72,7 +72,7 @@ class Search(ABC):
             are measured for some ten options of each layer; the others have NaN and cannot be chosen by them.
         measures: Whether it wants a `Probe` that measures on the images that no fit sees.
         images: How many images beyond the calibration's it wants a `Probe` to measure on; 0 for none, then `select` gets None.
-            With fewer than a quarter of them there is no probe either.
+            With fewer than a quarter of them there is no probe, or one on the halves of the unseen images if it `measures`.
         several: Whether it holds the bounds in `Menu.also`, beside the budget; else it is not asked for several budgets.
     """
 

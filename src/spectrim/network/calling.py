@@ -182,14 +182,19 @@ def tail(example: Example, number: int) -> Example:
 
 
 def portions(batches: Sequence[Example], size: int) -> list[Example]:
-    """Return the same examples in batches of at most so many."""
+    """Return the same examples in batches of at most so many; nothing is copied."""
     found = []
     for batch in batches:
         whole = batch_size(batch)
         for start in range(0, whole, size):
-            stop = min(start + size, whole)
-            found.append(tail(head(batch, stop), stop - start))
+            part = slice(start, start + size)
+            found.append(map_tensors(lambda x, n=whole, p=part: x[p] if x.ndim and x.shape[0] == n else x, batch))  # type: ignore[misc]
     return found
+
+
+def repeated(batches: Sequence[Example], number: int) -> Example:
+    """Return so many examples as one batch: the given ones, again and again if need be."""
+    return head(joined(list(batches) * -(-number // count(batches))), number)
 
 
 def count(batches: Sequence[Example]) -> int:

@@ -46,6 +46,11 @@ class Counted:
     uncounted: tuple[str, ...] = field(default=())
 
 
+def stored(model: nn.Module) -> int:
+    """Return the bytes of all parameters and buffers; shared ones count once."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
+
+
 def cost(model: nn.Module, example: Example) -> Cost:
     """Return what the module itself costs: all its parameters, and the multiply-adds that torch's flop counter sees.
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from spectrim.core.bench import Bench, BenchRow
 from spectrim.core.progress import Progress
-from spectrim.network.calling import Example, batch_size, head, joined, undisturbed
+from spectrim.network.calling import Example, batch_size, repeated, undisturbed
 from spectrim.targets.base import Target
 from spectrim.targets.memory import peak
 from spectrim.targets.onnxruntime import OnnxRuntime
@@ -61,7 +61,7 @@ def bench(
         raise ValueError(f"batches is {batches!r}; it must hold whole numbers of at least 1, such as (1, 8)")
     if not seconds > 0:
         raise ValueError(f"seconds is {seconds!r}; it must be above 0")
-    examples = [_sized(example, batch) for batch in batches] or [example]
+    examples = [repeated([example], batch) for batch in batches] or [example]
     cells = [(target, inputs) for target in chosen for inputs in examples]
     rows: list[BenchRow] = []
     for number, (target, inputs) in enumerate(cells):
@@ -119,8 +119,3 @@ def _targets(targets: Sequence[Target] | None) -> list[Target]:
     for target in targets:
         target.check()
     return list(targets)
-
-
-def _sized(example: Example, batch: int) -> Example:
-    """Return so many examples, the given ones again and again."""
-    return head(joined([example] * -(-batch // batch_size(example))), batch)

@@ -63,7 +63,7 @@ def collect(
     if not isinstance(calibration, Iterable):
         raise TypeError(f"the calibration data is {type(calibration).__name__}; it must be an iterable of batches")
     images = config.images
-    wanted = images + max(JUDGED[1], judging(images, config.judging)) + further
+    wanted = images + JUDGED[1] + further
     columns: list[list[Tensor]] = [[] for _ in _columns(example)]
     read = 0
     for item in calibration:

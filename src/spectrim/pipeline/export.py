@@ -20,11 +20,11 @@ from spectrim.network.calling import (
     Example,
     batch_size,
     batched,
+    count,
     first_line,
-    head,
-    joined,
     map_tensors,
     portions,
+    repeated,
     seeded,
     tensors_of,
     undisturbed,
@@ -42,7 +42,7 @@ from spectrim.targets.torch import Pt2
 from spectrim.version import __version__
 
 FORMATS: dict[str, Format] = {".onnx": Onnx(), ".pt2": Pt2(), ".xml": OpenVinoIR(), ".pte": Pte()}
-IMAGES = 256  # of the calibration data, and an eighth more: ranges of int8 are found with them, and outputs compared on them
+IMAGES = 288  # of the calibration data: ranges of int8 are found with them, and outputs compared on them
 BATCH = 32
 TOLERANCES = {None: TOLERANCE["f32"], "int8": 0.5}  # the second is for what went wrong: what int8 loses is told, not bounded
 LEVEL = 0.6  # of 1/255: how far inputs may be from those of an image
@@ -164,10 +164,12 @@ def written(
     network, given = plain(model, example)
     read = collect(calibration, given, Config(images=IMAGES), BATCH)
     real = [*read.fitting, *read.unseen]
+    real = portions([repeated(real, min(IMAGES, count(real)))], BATCH) if real else []
     network, given, batches = _dressed(network, given, real, settings)
     program = traced(network, given, form.title, dynamic=form.dynamic)
-    count = BATCH if program.dynamic else batch_size(given)
-    batches = [x for x in portions(batches, count) if program.dynamic or batch_size(x) == count] or [_sized(batches, count)]
+    number = BATCH if program.dynamic else batch_size(given)
+    whole = [batch for batch in portions(batches, number) if program.dynamic or batch_size(batch) == number]
+    batches = whole or [repeated(batches, number)]
     versions = {"spectrim": __version__, "torch": torch.__version__}
     versions |= {form.target.title: form.target.describe()["version"]} if form.target.title != "PyTorch" else {}
     metadata, plainly = settings.metadata(versions), None
@@ -181,8 +183,7 @@ def written(
             found = _matched(form, new, program, batches, TOLERANCES[settings.quantize])
         _put(form.files(new), form.files(file))
     ends = _described(program)
-    images = sum(map(batch_size, batches))
-    return Export(str(path), form.title, found, TOLERANCES[settings.quantize], images, plainly, *ends, versions)
+    return Export(str(path), form.title, found, TOLERANCES[settings.quantize], count(batches), plainly, *ends, versions)
 
 
 def format_of(path: Path) -> Format:
@@ -238,9 +239,9 @@ def _dressed(
     if not isinstance(example, Tensor) or example.ndim != 4 or not example.is_floating_point():
         raise ValueError("preprocess is for networks that take images: the example must be one tensor (N, C, H, W) of floats")
     for name in ("mean", "std"):
-        count = len(getattr(settings.preprocess, name))
-        if count not in (1, example.shape[1]):
-            raise ValueError(f"preprocess has {count} numbers in {name}; the example has {example.shape[1]} channels")
+        numbers = len(getattr(settings.preprocess, name))
+        if numbers not in (1, example.shape[1]):
+            raise ValueError(f"preprocess has {numbers} numbers in {name}; the example has {example.shape[1]} channels")
     found = [images_of(batch, settings.preprocess) for batch in batches]
     if real and max(levels for _, levels in found) > LEVEL:
         raise ValueError(
@@ -261,11 +262,6 @@ def _varied(tensor: Tensor) -> Tensor:
     return torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0), dtype=tensor.dtype)
 
 
-def _sized(batches: Sequence[Example], count: int) -> Example:
-    """Return so many examples, the given ones again and again."""
-    return head(joined(list(batches) * -(-count // sum(map(batch_size, batches)))), count)
-
-
 def _matched(form: Format, path: Path, program: Program, batches: Sequence[Example], tolerance: float) -> Match:
     """Return how a file answers, run anew on every batch; where it takes any number of examples, also on one and on three.
 
@@ -280,7 +276,7 @@ def _matched(form: Format, path: Path, program: Program, batches: Sequence[Examp
         apart = apart + squares(found, wanted)
         if wanted[0].ndim == 2 and wanted[0].shape[1] > 1 and wanted[0].is_floating_point():
             same.append((found[0].argmax(1) == wanted[0].argmax(1)).double())
-    others = [_sized(batches, count) for count in (1, 3)] if program.dynamic else []
+    others = [repeated(batches, number) for number in (1, 3)] if program.dynamic else []
     each = [difference(_ran(run, form, example), tensors_of(seeded(program.network, example))) for example in others]
     most = torch.tensor([relative(apart), *each], dtype=torch.float64).max()  # NaN, if there is one
     if not most <= tolerance:

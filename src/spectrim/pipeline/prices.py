@@ -11,6 +11,7 @@ from torch import nn
 from spectrim.core.cost import Bound, Keep, Metric, limit_of
 from spectrim.core.menu import LayerMenu, Menu
 from spectrim.core.plan import Option
+from spectrim.network.counting import stored
 from spectrim.pipeline.latency import latencies
 from spectrim.pipeline.prepare import Prepared
 from spectrim.pipeline.stopwatch import Stopwatch
@@ -32,11 +33,6 @@ def priced(prepared: Prepared, metrics: Sequence[Metric]) -> Prepared:
     if "latency" in metrics and "latency" not in menu.others:
         menu = menu.with_costs("latency", *latencies(menu, Stopwatch.of(prepared, ledger)))
     return prepared if menu is prepared.menu else replace(prepared, menu=menu, spent=prepared.spent + ledger.spent)
-
-
-def stored(model: nn.Module) -> int:
-    """Return the bytes of all parameters and buffers; shared ones count once."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
 
 
 def _bytes(model: nn.Module, row: LayerMenu) -> np.ndarray:

@@ -20,7 +20,9 @@ from spectrim.core.layer import Layer
 from spectrim.network.calling import Example, seeded, tensors_of
 
 Clock = Literal["process", "wall"]
-MOVED = 64  # multiply-adds that moving one number of a Pivot's outputs takes as long as: a copy, and often another order
+MOVED = (
+    64  # multiply-adds that moving one number of a Pivot's outputs takes as long as: copied, often reordered (by one ResNet-18)
+)
 MOST = 1024  # threads
 TOLERANCE = {"f32": 1e-3, "f16": 0.03, "bf16": 0.1}  # of outputs: norm of the difference, relative to the norm
 
@@ -74,6 +76,11 @@ class Target(ABC):
         """Check the number of threads."""
         if not isinstance(self.threads, int) or not 1 <= self.threads <= MOST:
             raise ValueError(f"threads is {self.threads!r}; it must be a whole number from 1 to {MOST}")
+
+    @property
+    def clock(self) -> Clock:
+        """Which time counts on the CPU: that of this process on one thread, else that of the wall."""
+        return "process" if self.threads == 1 else "wall"
 
     def check(self) -> None:
         """Check that the runtime is there.

@@ -43,7 +43,7 @@ class ExecuTorch(Target):
         with exporting(self.title):
             data = _lowered(torch.export.export(network, args, keywords))
             ready = partial(self._ready, data, list(map(_laid, tensors_of(given))))
-            session = Session(ready(), len(data), "process" if self.threads == 1 else "wall", ready)
+            session = Session(ready(), len(data), self.clock, ready)
         return checked(session, network, given)
 
     def _ready(self, data: bytes, inputs: list[Tensor]) -> Callable[[], Any]:

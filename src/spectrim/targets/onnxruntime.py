@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from spectrim.network.calling import Example, tensors_of
-from spectrim.targets.base import Clock, Session, Target, checked
+from spectrim.targets.base import Session, Target, checked
 from spectrim.targets.export import Exported, Program, array, exporting, model_proto, onnx
 from spectrim.targets.files import Format, Run
 
@@ -39,8 +39,7 @@ class OnnxRuntime(Target):
         """Return a session of the network as an ONNX file."""
         self.check()
         file = onnx(model, example, self.title)
-        clock: Clock = "process" if self.threads == 1 else "wall"
-        session = Session(self._ready(file), len(file.data), clock, partial(self._ready, file))
+        session = Session(self._ready(file), len(file.data), self.clock, partial(self._ready, file))
         return checked(session, file.network, file.example)
 
     def _ready(self, file: Exported) -> Callable[[], Any]:

@@ -14,6 +14,7 @@ from torch import nn
 
 from spectrim.network.calling import Example, call, map_tensors, tensors_of
 from spectrim.network.copying import duplicate
+from spectrim.network.counting import stored
 from spectrim.targets.base import Clock, Session, Target, checked
 from spectrim.targets.export import Program, exporting
 from spectrim.targets.files import Format, Run
@@ -53,7 +54,7 @@ class Torch(Target):
     def load(self, model: nn.Module, example: Example) -> Session:
         """Return a session on a copy of the network."""
         forward, devices, size = self._ready(model, example)
-        clock: Clock = "wall" if devices or self.threads > 1 else "process"
+        clock: Clock = "wall" if devices else self.clock
         session = Session(forward, size, clock, None if devices else lambda: self._ready(model, example)[0])
         changed = self != Torch(self.threads)  # else it is the network itself
         return checked(session, model, example, self.precision or "f32") if changed else session
@@ -67,8 +68,7 @@ class Torch(Target):
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         weights = [*network.parameters(), *network.buffers()]
         devices = {tensor.device for tensor in tensors_of([given, weights]) if tensor.device.type != "cpu"}
-        size = sum(x.numel() * x.element_size() for x in weights)
-        return partial(_forward, network, given, devices, self.threads), devices, size
+        return partial(_forward, network, given, devices, self.threads), devices, stored(network)
 
     def describe(self) -> dict[str, str]:
         """Return version, device, threads and precision."""
