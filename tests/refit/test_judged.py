@@ -15,7 +15,7 @@ from spectrim.network.build import factorized, own_target, replacement, working_
 from spectrim.network.copying import duplicate
 from spectrim.network.surgery import replace_module
 from spectrim.refit import regression
-from spectrim.refit.regression import HURTS, RIDGE, Regression, best_fit, refit
+from spectrim.refit.regression import HURTS, RIDGE, Regression, best_fit, dense_fit, refit
 from spectrim.sensitivity.covariance import Covariance
 from spectrim.sensitivity.measured import measured_harm
 from spectrim.sensitivity.moments import Sampler, gather_moments, grouped, lowered
@@ -186,3 +186,37 @@ def test_any_graph_is_judged():
     found = {layer.name: layer for layer in refit(model, plan, batches[:2], moments, unseen=batches[2:])}
     assert found.keys() == plan.keys() and found["twice"].reason == regression.TWICE
     assert all(torch.isfinite(value).all() for layer in found.values() for value in layer.module.parameters())
+
+
+@pytest.mark.parametrize("images", IMAGES)
+@pytest.mark.parametrize("name", ["plain", "groups", "stride", "transposed", "linear", "no bias"])
+def test_what_stays_dense_is_the_better_of_refit_and_none(name, images):
+    """Measured with the modules themselves; a layer without a bias gets none."""
+    option, module, found, judges = world(name, IMAGES[images])
+    kept = dense_fit(Option(option.layer), module, found)
+    before, after = (error(option.layer, network, found.moments, judges) for network in (module, kept.module))
+    assert kept.module.state_dict().keys() == module.state_dict().keys()
+    assert after < before if kept.reason == "" else kept.module is module
+    if images == "enough":
+        assert kept.reason == "" and after < 0.95 * before
+    alone = dense_fit(Option(option.layer), module, dataclasses.replace(found, judged=Covariance()))
+    assert alone.module is module and alone.reason == HURTS
+
+
+def test_layers_that_stay_dense_pay_drift_back():
+    """Behind a layer that is cut deeply; what is before it, what answers, what is excluded and the structure stay as they are."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Conv2d(3 if not i else 8, 8, 3, padding=1, bias=i != 2) for i in range(5)), nn.Flatten())
+    x, fresh = torch.randn(128, 3, 6, 6), torch.randn(500, 3, 6, 6)
+    plan, harms = st.plan_from(model, x[:1], {"1": (st.ChannelSVD(), 5)}), []
+    for exclude in (("2", "3"), ()):
+        config = st.Config(exclude=exclude, harm=lambda new, old: (new - old).square().mean())
+        prepared = st.prepare(model, x[:1], calibration=x.split(32), config=config, plan=plan)
+        small = st.realize(prepared, plan)
+        harms.append(measured_harm(model, small.model, [fresh], prepared.harm))
+        old, new = model.state_dict(), small.model.state_dict()
+        changed = {name.split(".")[0] for name, value in old.items() if name not in new or not torch.equal(value, new[name])}
+        assert changed == {"1", "2", "3"} - {*exclude} and small.decisions.keys() == changed
+        assert old.keys() - new.keys() == {"1.weight", "1.bias"} and ("2.bias" in new) == ("2.bias" in old)
+    assert harms[1] < 0.9 * harms[0]
+    assert small.decisions["2"].startswith("dense, refitted on 112 images")

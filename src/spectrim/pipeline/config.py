@@ -26,10 +26,11 @@ class Config:
     Attributes:
         methods: The decompositions that compete for every layer.
         search: The rank selection.
-        exclude: Name patterns of layers to leave alone, such as `("head*",)`.
+        exclude: Name patterns of layers to leave alone, such as `("head*",)`: neither replaced nor refitted.
         multiple_of: Only ranks that are multiples of this. None: of what the target likes, by its `multiple` (4), since ranks
             of any number can make a network of half the MACs slower; where a rank has no room for two such multiples, any.
-        refit: Fit every layer again to the inputs that the compressed prefix gives it.
+        refit: Fit every layer again to the inputs that the compressed prefix gives it; of layers that stay dense the weights,
+            where unseen images say that it is better.
         batchnorm: Re-estimate BatchNorm statistics on the calibration images at the end.
         reconstruct: Gradient steps without labels, block after block, at the very end; None takes none.
         gradient: Weigh outputs by the loss gradient; False never goes backward.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from spectrim.core.layer import Layer
 from spectrim.core.plan import Plan
 from spectrim.network.build import Target, factorized
 from spectrim.network.copying import duplicate
@@ -15,6 +16,7 @@ from spectrim.pipeline.prepare import Prepared
 from spectrim.refit.regression import refit
 
 RECENT = 3  # networks that are remembered
+DENSE = "dense, "
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +39,14 @@ def network_name(prepared: Prepared, plan: Plan) -> str:
     return f"{plan.text()} {prepared.config.settings()}"
 
 
+def kept_layers(prepared: Prepared, plan: Plan) -> list[Layer]:
+    """Return the layers that stay dense and whose weights the refit may change: where unseen images can judge."""
+    if not prepared.unseen or prepared.moments is None:
+        return []
+    alone = [layer for layer in prepared.survey.layers if layer.name not in plan and not layer.baked]
+    return [layer for layer in alone if prepared.moments[layer.name].covariance is not None]
+
+
 def fitted(prepared: Prepared, plan: Plan, tick: Callable[[float], None]) -> Fitted:
     """Return the network of a plan, refitted if the configuration says so; the last few are remembered.
 
@@ -52,14 +62,20 @@ def fitted(prepared: Prepared, plan: Plan, tick: Callable[[float], None]) -> Fit
         return known
     small, targets, decisions = duplicate(prepared.model), dict[str, Target](), dict[str, str]()
     if prepared.moments is not None and prepared.config.refit:
-        layers = refit(prepared.model, plan, prepared.calibration, prepared.moments, **prepared.refit_settings)
+        kept = kept_layers(prepared, plan)
+        layers = refit(prepared.model, plan, prepared.calibration, prepared.moments, kept=kept, **prepared.refit_settings)
         for done, layer in enumerate(layers, 1):
-            replace_module(small, layer.name, layer.module)
+            tick(done / (len(plan) + len(kept)))
+            if layer.name in plan:
+                replace_module(small, layer.name, layer.module)
+            elif layer.reason:
+                continue
+            else:
+                small.get_submodule(layer.name).load_state_dict(layer.module.state_dict())
             if prepared.config.search.images:  # they are large
                 targets[layer.name] = layer.target
-            images = f"refitted on {layer.images:,} images"
-            decisions[layer.name] = images if layer.images else f"not refitted: {layer.reason}"
-            tick(done / len(plan))
+            images = f"{'' if layer.name in plan else DENSE}refitted on {layer.images:,} images"
+            decisions[layer.name] = f"not refitted: {layer.reason}" if layer.reason else images
     else:
         for done, (layer_name, option) in enumerate(plan.items(), 1):
             moments = None if prepared.moments is None else prepared.moments[layer_name]

@@ -72,8 +72,9 @@ def realize(prepared: Prepared, plan: Plan) -> Realized:
             small = skeleton(plan, prepared.model)
             make_writable(small)
             small.load_state_dict({**small.state_dict(), **piece.entry.tensors})  # extra state is the original's
-    found = reconstruct(prepared, plan, small, ledger, name)
     decisions = dict(piece.entry.numbers["decisions"])
+    dense = [layer for layer in decisions if layer not in plan]
+    found = reconstruct(prepared, plan, small, ledger, name, dense)
     decisions |= {layer: f"{decisions[layer]}; {said}" for layer, said in found.decisions.items()}
     return Realized(settled(small), decisions, ledger.spent, found.notes)
 

@@ -37,7 +37,9 @@ class Reconstructed:
     notes: tuple[str, ...]
 
 
-def reconstruct(prepared: Prepared, plan: Plan, small: nn.Module, ledger: Ledger, name: str) -> Reconstructed:
+def reconstruct(
+    prepared: Prepared, plan: Plan, small: nn.Module, ledger: Ledger, name: str, dense: Sequence[str] = ()
+) -> Reconstructed:
     """Refit the layers of each block to the blocks before it, and take gradient steps on them, in order of execution.
 
     A block's steps stay if its error falls on unseen images, too; all of it stays unless in the end the network's harm on these
@@ -51,6 +53,7 @@ def reconstruct(prepared: Prepared, plan: Plan, small: nn.Module, ledger: Ledger
         small: The compressed network, of which the parameters of small layers change.
         ledger: Takes the time, and keeps every finished block.
         name: Of the network's pieces in the cache.
+        dense: Layers that stay dense and were refitted.
     """
     options, config = prepared.config.reconstruct, prepared.config
     if options is None or not plan:
@@ -64,7 +67,7 @@ def reconstruct(prepared: Prepared, plan: Plan, small: nn.Module, ledger: Ledger
         for done, block in enumerate(blocks.found, 1):
             with ledger.piece(f"{name} block {block.name}") as piece:
                 if piece.entry is None:
-                    again = _refitted(prepared, plan, small, block) if kept and config.refit else {}
+                    again = _refitted(prepared, plan, small, block, dense) if kept and config.refit else {}
                     put(small, again)
                     piece.entry = _block(task, block, again)
                     ledger.passed(**_passes(task, piece.entry.numbers["images"], done / len(blocks.found), len(blocks.found)))
@@ -85,10 +88,10 @@ def reconstruct(prepared: Prepared, plan: Plan, small: nn.Module, ledger: Ledger
     return Reconstructed(decisions | {layer: f"not reconstructed: {why}" for layer, why in blocks.left.items()}, (note,))
 
 
-def _refitted(prepared: Prepared, plan: Plan, small: nn.Module, block: Block) -> dict[str, Tensor]:
+def _refitted(prepared: Prepared, plan: Plan, small: nn.Module, block: Block, dense: Sequence[str]) -> dict[str, Tensor]:
     """Return the parameters of a block's layers, fitted again to what the blocks before it give them by now."""
     assert prepared.moments is not None
-    given = {name: small.get_submodule(name) for name in plan if name not in block.layers}
+    given = {name: small.get_submodule(name) for name in (*plan, *dense) if name not in block.layers}
     settings, found = prepared.refit_settings, dict[str, nn.Module]()
     with contextlib.closing(
         refit(prepared.model, plan, prepared.calibration, prepared.moments, given=given, **settings)

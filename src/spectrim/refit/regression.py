@@ -7,11 +7,15 @@ large are regressed on their own dense response instead (T x T).
 
 The ridge is the one that does best on images that no fit sees, which go through the stream beside the others. "No regression at
 all" is among the choices, and so is the fit to the original network's own inputs: a refit that hurts there is not made.
+
+Layers that stay dense pay drift back, too: behind the first layer that is replaced they take W* itself, where unseen images say
+that it is better; all but the last, which answers.
 """
 
 from __future__ import annotations
 
 import bisect
+import copy
 import itertools
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +27,7 @@ from torch import Tensor, nn
 from spectrim.core.factorization import Moments
 from spectrim.core.layer import Layer
 from spectrim.core.plan import Option, Plan
-from spectrim.factorize.algebra import eye_like, map_between, ridge
+from spectrim.factorize.algebra import eye_like, from_canonical, map_between, ridge
 from spectrim.network.build import Target, factorized, original_bias, own_target, replacement, working_weight
 from spectrim.network.calling import Example, batch_size, count, head
 from spectrim.network.copying import duplicate
@@ -50,7 +54,7 @@ class RefittedLayer:
 
     Attributes:
         name: The layer.
-        module: What stands in its place.
+        module: What stands in its place; of a layer that stays dense a copy with other weights.
         target: What it was fitted to; other options of the layer can be fitted to the same.
         images: How many images the regression saw; 0 where the layer was fitted to the original network's own inputs.
         reason: Why it was, then.
@@ -74,8 +78,9 @@ def refit(  # noqa: PLR0913
     memory: int = MEMORY,
     unit: int = 1,
     given: Mapping[str, nn.Module] | None = None,
+    kept: Sequence[Layer] = (),
 ) -> Generator[RefittedLayer, None, None]:
-    """Yield the planned layers, each fitted to inputs as the layers yielded before make them.
+    """Yield the planned layers, each fitted to inputs as the layers yielded before make them, and those that stay dense.
 
     It costs about two forward passes over the images used. Layers that one forward calls more than once are fitted to
     their own original inputs, and come first.
@@ -89,7 +94,8 @@ def refit(  # noqa: PLR0913
         seed: Of sampled positions.
         memory: Bytes that the live activations may take.
         unit: How many examples belong together, such as frames of clips; a first run takes so many, two at least.
-        given: Planned layers that are fitted already, and what stands in their place: they are not fitted and not yielded.
+        given: Layers that are fitted already, and what stands in their place: they are not fitted and not yielded.
+        kept: Layers that stay dense, whose weights may change.
 
     Raises:
         RuntimeError: If the forward takes another path for other inputs.
@@ -98,13 +104,14 @@ def refit(  # noqa: PLR0913
     if not plan.keys() - given.keys():
         return
     original = duplicate(model).eval()
-    found = trace(original, list(plan), head(batches[0], max(2, unit)))
-    found = replace(found, additions={i: each for i, each in found.additions.items() if each.layer not in given})
+    options = {**plan, **{layer.name: Option(layer) for layer in kept}}
+    found = trace(original, list(options), head(batches[0], max(2, unit)))
+    modules = {name: module_of(model, option) for name, option in options.items() if name not in given}
+    alone = [name for name in _sites(found.once, plan) if name in modules and not moments[name].pooled]
+    apart = [name for name in plan if name in modules and name not in alone]
+    fixed = {name: factorized(plan[name], modules[name], moments[name]) for name in apart}
+    found = replace(found, additions={i: each for i, each in found.additions.items() if each.layer in {*fixed, *alone}})
     sampler = Sampler(seed, count(batches))
-    modules = {name: module_of(model, option) for name, option in plan.items()}
-    names = [name for name in plan if name not in given]
-    alone = [name for name in found.once if name in names and not moments[name].pooled]
-    fixed = {name: factorized(plan[name], modules[name], moments[name]) for name in names if name not in alone}
     for name, new in fixed.items():
         reason = POOLED if moments[name].pooled else TWICE
         yield RefittedLayer(name, new, own_target(plan[name].layer, modules[name], moments[name]), 0, reason)
@@ -112,14 +119,15 @@ def refit(  # noqa: PLR0913
     chunks, judges = _mixed(batches, unseen, unit)
     for arrived in stream.arrivals(_rooms(found, alone, chunks, memory), chunks):
         name = arrived[0].name
-        option, module = plan[name], modules[name]
+        option, module = options[name], modules[name]
         with torch.no_grad():
             sums, judged = (
                 gathered(option.layer, moments[name], sampler, [each for each in arrived if (each.chunk in judges) == judging])
                 for judging in (False, True)
             )
             weight = working_weight(option.layer, module)
-            layer = best_fit(option, module, Regression(weight, original_bias(module), moments[name], sums, judged))
+            regression = Regression(weight, original_bias(module), moments[name], sums, judged)
+            layer = (best_fit if name in plan else dense_fit)(option, module, regression)
         stream.modules[name] = layer.module
         images = sum(len(arrival.x) for arrival in arrived if arrival.chunk not in judges)
         yield layer if layer.reason else replace(layer, images=images)
@@ -189,7 +197,7 @@ class Regression:
         """C and K of the judging images."""
         return self.judged.covariance.to(self.weight), self.judged.cross.to(self.weight)
 
-    def misfit(self, found: Tensor, *, own: bool = False) -> float:
+    def misfit(self, found: Tensor, *, own: bool = False, bias: Tensor | None = None) -> float:
         """Return the error of a map M on the judging images, up to a constant.
 
         1/2 tr G (M C M^T - 2 K M^T + e e^T), with C and K of the judging images and e the error of their mean answer.
@@ -197,20 +205,26 @@ class Regression:
         Args:
             found: M.
             own: Whether the bias is the one that the original network's inputs give it, not the fitting images'.
+            bias: What it is (g, T) where it is given by neither; of a map of the inputs.
         """
         gradient, moments, judged = self.moments.gradient.to(self.weight), self.moments, self.judged
         mean, answer = (moments.mean, moments.response_mean) if own else (self.sums.mean, self.sums.other_mean)
         mean = moments.response_mean if mean is None else mean
+        mean, answer = (mean, answer) if bias is None else (torch.zeros_like(mean), bias)
         c, k = self.seen
         moved = (found @ (judged.mean.to(found) - mean.to(found))[..., None])[..., 0]
         off = judged.other_mean.to(found) - answer.to(found) - moved
         square = ((found @ c - 2 * k) * (gradient @ found)).sum()
         return 0.5 * float(square + torch.einsum("gtu,gt,gu->", gradient, off, off))
 
-    def best(self) -> Tensor:
-        """Return the map of the smallest ridge that does nearly as well on the judging images as the best one."""
+    def best(self, bias: Tensor | None = None) -> Tensor:
+        """Return the map of the smallest ridge that does nearly as well on the judging images as the best one.
+
+        Args:
+            bias: As in `misfit`.
+        """
         maps = [*self.maps(RIDGES), self.start]
-        errors = [self.misfit(each) for each in maps]
+        errors = [self.misfit(each, bias=bias) for each in maps]
         enough = min(errors) + NOISE * (errors[-1] - min(errors))
         return next(each for each, error in zip(maps, errors, strict=True) if error <= enough)
 
@@ -248,6 +262,38 @@ def best_fit(option: Option, module: nn.Module, regression: Regression) -> Refit
         found.append((error, replacement(option, module, target, factors)))
     (refitted, new), (plain, old) = found
     return RefittedLayer(name, new, best, 0) if refitted <= plain else RefittedLayer(name, old, own, 0, HURTS)
+
+
+@torch.no_grad()
+def dense_fit(option: Option, module: nn.Module, regression: Regression) -> RefittedLayer:
+    """Return a layer that stays dense: with the kernel W*, and a new bias if it has one, where unseen images say so.
+
+    Args:
+        option: The layer left alone.
+        module: It.
+        regression: In its inputs.
+    """
+    layer, zeros = option.layer, torch.zeros_like(regression.weight.flatten(2)[..., 0])
+    before = zeros if regression.bias is None else regression.bias.to(zeros).reshape(zeros.shape)
+    fixed = zeros if regression.bias is None else None  # the structure stays what it is
+    if regression.judged.count:
+        best = regression.best(fixed)
+        if regression.misfit(best, bias=fixed) < regression.misfit(regression.start, bias=before):
+            target, new = regression.target(best), copy.deepcopy(module)
+            new.weight.copy_(from_canonical(layer, target.kernel))
+            if target.linear is not None and isinstance(new.bias, Tensor):
+                new.bias.copy_((target.moments.response_mean - target.linear).flatten())
+            return RefittedLayer(layer.name, new, target, 0)
+    return RefittedLayer(layer.name, module, own_target(layer, module, regression.moments), 0, HURTS)
+
+
+def _sites(names: Sequence[str], plan: Plan) -> list[str]:
+    """Return the layers, in order of execution, that the plan replaces, and those between whose inputs it may change.
+
+    A dense layer that comes last is none: least squares draw logits together, which costs more than the drift.
+    """
+    first = min(names.index(name) for name in plan) if plan.keys() <= {*names} else 0
+    return [name for number, name in enumerate(names) if name in plan or first < number < len(names) - 1]
 
 
 def _solved(matrix: Tensor, right: Tensor) -> Tensor:
