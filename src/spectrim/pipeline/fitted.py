@@ -76,6 +76,7 @@ def fitted(prepared: Prepared, plan: Plan, tick: Callable[[float], None]) -> Fit
                 targets[layer.name] = layer.target
             images = f"{'' if layer.name in plan else DENSE}refitted on {layer.images:,} images"
             decisions[layer.name] = f"not refitted: {layer.reason}" if layer.reason else images
+        tick(1.0)
     else:
         for done, (layer_name, option) in enumerate(plan.items(), 1):
             moments = None if prepared.moments is None else prepared.moments[layer_name]
