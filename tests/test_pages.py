@@ -1,7 +1,9 @@
 """The pages of docs/: their code runs, their commands are understood, their tables are those of the results."""
 
 import ast
+import json
 import re
+import runpy
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,3 +89,49 @@ def test_commands_of_a_page_are_understood(page):
 def test_the_reference_lists_every_public_name():
     listed = re.findall(r"^\.\. auto\w+:: spectrim\.(\w+)$", (ROOT / "docs" / "api.rst").read_text(), re.M)
     assert sorted(listed) == sorted(st.__all__)
+
+
+def test_troubleshooting_quotes_what_is_said():
+    trees = [ast.parse(path.read_text()) for path in (ROOT / "src").rglob("*.py")]
+    texts = [node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    said = "\n".join(text for text in texts if isinstance(text, str))
+    messages = re.findall(r"^\| `([^`]+)` \|", (ROOT / "docs" / "troubleshooting.md").read_text(), re.M)
+    assert len(messages) > 50
+    parts = [part for message in messages for part in re.split(r"\s*\.\.\.\s*", message)]
+    assert not [part for part in parts if part not in said]
+
+
+def test_pictures_are_those_of_the_script():
+    script = runpy.run_path(str(ROOT / "docs" / "pictures" / "draw.py"))
+    for name in script["PICTURES"]:
+        assert (ROOT / "docs" / "pictures" / f"{name}.svg").read_text() == script["picture"](name), name
+
+
+def groups(found):
+    """Collect what results say in one place: the numbers of each dictionary, and of each list."""
+    items = found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
+    numbers = [item for item in items if isinstance(item, (int, float)) and not isinstance(item, bool)]
+    return [numbers] * bool(numbers) + [group for item in items for group in groups(item)]
+
+
+def told(number, text):
+    """Say whether a number, or a fraction in per cent, is what a page tells in so many digits."""
+    unit = 10.0 ** -len(text.partition(".")[2])
+    return any(abs(scale * number - float(text)) <= 0.501 * unit for scale in (1, 100))
+
+
+NUMBER = r"(-?\d+(?:\.\d+)?)"
+MEASURED = re.compile(rf"{NUMBER} \+- {NUMBER}(?: \({NUMBER}\))?|{NUMBER} \({NUMBER} to {NUMBER}\)")
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.stem)
+def test_numbers_with_errors_in_tables_are_those_of_one_measured_cell(page):
+    results = [json.loads(path.read_text()) for path in (ROOT / "benchmarks" / "results").glob("*.json")]
+    cells = [group for result in results for group in groups(result)]
+    rows = [line for line in page.read_text().splitlines() if line.startswith("|")]
+    wrong = []
+    for found in (found for row in rows for found in MEASURED.finditer(row)):
+        texts = [text for text in found.groups() if text is not None]
+        if not any(all(any(told(number, text) for number in cell) for text in texts) for cell in cells):
+            wrong.append(found[0])
+    assert not wrong
