@@ -10,9 +10,19 @@ project = "spectrim"
 author = copyright = "spectrim developers"
 version = release = __version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "cyclopts.sphinx_ext"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "cyclopts.sphinx_ext",
+]
 root_doc = "docs/index"
-include_patterns = ["docs/**", "benchmarks/results/*.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+include_patterns = [
+    "docs/**",
+    "benchmarks/results/*.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+]
 exclude_patterns = ["docs/front"]
 nitpicky = False
 
@@ -39,7 +49,19 @@ napoleon_custom_sections = ["Reference"]
 def setup(app: Sphinx) -> None:
     """Read docstrings as plain text: a star or a bar outside of code is itself."""
 
-    def escape(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
-        lines[:] = [re.sub(r"(`[^`]*`)|([*|])", lambda found: found[1] or rf"\{found[2]}", line) for line in lines]
+    def escape(
+        app: Sphinx,
+        what: str,
+        name: str,
+        thing: object,
+        options: object,
+        lines: list[str],
+    ) -> None:
+        lines[:] = [
+            re.sub(r"(`[^`]*`)|([*|])", lambda found: found[1] or rf"\{found[2]}", line)
+            for line in lines
+        ]
 
-    app.connect("autodoc-process-docstring", escape, priority=400)  # before napoleon, whose output has markup of its own
+    app.connect(
+        "autodoc-process-docstring", escape, priority=400
+    )  # before napoleon, whose output has markup of its own
