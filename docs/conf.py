@@ -2,8 +2,6 @@
 
 import re
 
-from sphinx.application import Sphinx
-
 from spectrim import __version__
 
 project = "spectrim"
@@ -32,36 +30,40 @@ html_extra_path = ["front"]  # index.html, which leads to the first page
 html_show_sourcelink = False
 html_copy_source = False
 
-myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
-autodoc_default_options = {"members": True, "show-inheritance": False}
+autodoc_default_options = {"members": True}
 autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 default_role = "code"  # docstrings write code as Markdown does
 smartquotes = False  # options begin with two hyphens
 napoleon_use_ivar = True
+napoleon_attr_annotations = False  # the signature has the types
 napoleon_use_rtype = False
 napoleon_custom_sections = ["Reference"]
 
 
-def setup(app: Sphinx) -> None:
-    """Read docstrings as plain text: a star or a bar outside of code is itself."""
+def escape(*given):
+    """Take docstrings as plain text: a star or a bar outside of code is itself."""
+    lines = given[-1]
+    for number, line in enumerate(lines):
+        lines[number] = re.sub(r"(`[^`]*`)|([*|])", _escaped, line)
 
-    def escape(
-        app: Sphinx,
-        what: str,
-        name: str,
-        thing: object,
-        options: object,
-        lines: list[str],
-    ) -> None:
-        lines[:] = [
-            re.sub(r"(`[^`]*`)|([*|])", lambda found: found[1] or rf"\{found[2]}", line)
-            for line in lines
-        ]
 
-    app.connect(
-        "autodoc-process-docstring", escape, priority=400
-    )  # before napoleon, whose output has markup of its own
+def _escaped(found):
+    return found[1] or rf"\{found[2]}"
+
+
+def shorten(*given):
+    """Shorten types in a signature with a default that is made, which Sphinx does not."""
+    signature, returned = given[-2:]
+    if signature and "<factory>" in signature:
+        signature = re.sub(r"~(?:\w+\.)*", "", signature).replace("<factory>", "...")
+    return signature, returned
+
+
+def setup(app):
+    """Connect both; docstrings before napoleon, whose output has markup of its own."""
+    app.connect("autodoc-process-docstring", escape, priority=400)
+    app.connect("autodoc-process-signature", shorten)
