@@ -24,6 +24,7 @@ include_patterns = [
 exclude_patterns = ["docs/front"]
 nitpicky = False
 
+highlight_language = "none"  # of blocks that do not name theirs
 html_theme = "furo"
 html_title = f"spectrim {__version__}"
 html_extra_path = ["front"]  # index.html, which leads to the first page
