@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: coverage demo test package lint clean
+.PHONY: coverage demo docs test package lint clean
 
 demo: .venv/.installed
 	$(BIN)/spectrim demo
@@ -12,7 +12,13 @@ test: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	$(MAKE) docs
 	$(MAKE) package
+
+# the site, from docs/: site/index.html; a warning is an error
+docs: .venv/.installed
+	rm -rf site
+	$(BIN)/sphinx-build -q -W --keep-going -E -d .venv/doctrees -c docs . site
 
 # takes a quarter longer than the tests alone
 coverage: .venv/.installed
@@ -37,7 +43,7 @@ lint: .venv/.installed
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,docs]"
 	touch $@
 
 clean:

@@ -104,7 +104,7 @@ class Config:
 
     @property
     def multiples(self) -> Multiple:
-        """Of which ranks are multiples: the user's number, or what the target likes."""
+        """The number that ranks are multiples of, the user's or the one that the target likes."""
         return self.multiple_of or (self.target or Torch()).multiple
 
     def settings(self) -> dict[str, Any]:
