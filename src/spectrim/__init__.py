@@ -11,7 +11,8 @@ from spectrim.core.factorization import Factorization, Fit, Moments, Rank
 from spectrim.core.layer import Layer
 from spectrim.core.menu import LayerMenu, Menu
 from spectrim.core.plan import Option, Plan
-from spectrim.core.records import Report, Score, Training, Try
+from spectrim.core.records import Report, Training, Try
+from spectrim.core.score import Measurement, Score
 from spectrim.core.search import Probe, QuadraticModel, Search
 from spectrim.factorize import CP, ChannelSVD, InputSVD, PivotSVD, SpatialSVD, TensorTrain, TiledSVD, Tucker2
 from spectrim.factorize.algebra import harm, regress_last, symmetric_roots
@@ -81,6 +82,7 @@ __all__ = [
     "LayerMenu",
     "Match",
     "MaxDrop",
+    "Measurement",
     "Menu",
     "Moments",
     "OnnxRuntime",

@@ -168,7 +168,11 @@ def _budget(keep: float | None, at_most: Sequence[str], max_drop: float | None, 
             "give exactly one budget: --keep FRACTION, --at-most NUMBER:METRIC (or several of these, which all hold) or "
             "--max-drop POINTS (none is needed with --plan FILE)"
         )
-    return MaxDrop(max_drop, metric) if max_drop is not None else bounds  # type: ignore[arg-type]
+    if max_drop is None:
+        return bounds
+    if max_drop >= 100:
+        raise ValueError(f"--max-drop is {max_drop:g}; of top-1, allowed are points in [0, 100), such as 1.5")
+    return MaxDrop(max_drop, metric)  # type: ignore[arg-type]
 
 
 def _at_most(text: str) -> AtMost:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -57,7 +56,7 @@ def evaluate(
     if weights is not None and Path(weights).is_file():
         load_weights(original, weights, trust_pickle=trust_pickle)
         score = Scorer(accuracy, original).score(small)
-        values = {**dataclasses.asdict(score), "drop": score.drop}
+        values = score.as_dict()
         text = score.text()
     else:
         hits = accuracy.per_example(small)

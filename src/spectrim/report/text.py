@@ -39,10 +39,7 @@ def lines(report: Report) -> list[str]:
         f"MACs {report.before.macs:,} -> {report.after.macs:,} ({100 * report.kept[1]:.1f} % kept)"
     ]
     lines += _chosen_by(report)
-    if report.selection is not None:
-        lines.append(f"score on the selection images  {report.selection.text()}")
-    if report.test is not None:
-        lines.append(f"score on the test images       {report.test.text()}")
+    lines += _scores(report)
     if report.latency is not None:
         lines.append(_latency(report.latency, report))
     if report.training is not None:
@@ -64,6 +61,14 @@ def lines(report: Report) -> list[str]:
     for name, reason in report.skipped.items():
         lines.append(f"left alone  {name}: {reason}")
     return lines
+
+
+def _scores(report: Report) -> list[str]:
+    """Return a line for every score, the deciding ones first; numbers begin below each other."""
+    sides = (("selection", report.selection), ("test", report.test))
+    scores = [(f"{score.name} on the {side} images", score) for side, first in sides if first for score in first.every]
+    width = max((len(label) for label, _ in scores), default=0)
+    return [f"{label:{width}s}  {score.text()}" for label, score in scores]
 
 
 def slower(report: Report) -> str:
