@@ -1,6 +1,7 @@
 """spectrim makes trained convolutional networks smaller and faster by low-rank factorization."""
 
 import importlib
+import logging
 import typing
 
 from spectrim import integrations as integrations
@@ -42,6 +43,8 @@ from spectrim.targets.openvino import OpenVINO
 from spectrim.targets.torch import Torch
 from spectrim.train import Distortion, Recipe, Schedule, fit, loss_along
 from spectrim.version import __version__ as __version__
+
+logging.getLogger("spectrim").addHandler(logging.NullHandler())  # who wants to read it adds another
 
 if typing.TYPE_CHECKING:
     from spectrim import testing as testing

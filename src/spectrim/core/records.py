@@ -6,11 +6,11 @@ import json
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from html import escape
 from typing import Any, Literal
 
 from spectrim.core.bench import Latency, Verdict
 from spectrim.core.cost import Cost
+from spectrim.core.markup import html_table
 from spectrim.core.reading import parsed, read
 from spectrim.core.score import Score, with_units
 
@@ -261,9 +261,7 @@ class Report:
         for name, first in (("selection", self.selection), ("test", self.test)):
             for score in () if first is None else first.every:
                 rows.append((f"{score.name}, {name}", *score.shown(), f"{score.amount(abs(score.drop))} {score.outcome}"))
-        cells = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-        head = f"<caption>{escape(self.title)}</caption><tr><th></th><th>before</th><th>after</th><th></th></tr>"
-        return f"<table>{head}{cells}</table>"
+        return html_table(self.title, ("", "before", "after", ""), rows)
 
     def lines(self) -> list[str]:
         """Return the findings, a line each. Deprecated: print the `Result`, or use `spectrim.report.lines`."""

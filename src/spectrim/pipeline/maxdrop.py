@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -24,6 +25,7 @@ from spectrim.pipeline.probe import network_probe
 from spectrim.pipeline.realize import Realized, realize
 from spectrim.pipeline.result import Result
 
+LOG = logging.getLogger(__name__)
 MOST = 60  # budgets tried
 
 Recover = Callable[[nn.Module], nn.Module]
@@ -147,6 +149,7 @@ class _Trials:
             with ledger.stage("evaluate"):
                 score = self.scorer.score(realized.model)
             self.found[name] = Trial(plan, realized, score)
+            LOG.info("%.1f %% of the %s kept: %s %s", 100 * self.kept(plan), self.metric, score.name, score.text())
             self.spent += realized.spent + ledger.spent
             ledger.tick("budgets tried", min(0.99, len(self.found) / 6))
         return self.found[name]

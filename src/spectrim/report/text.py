@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -12,13 +13,15 @@ from spectrim.core.records import Report, Training
 from spectrim.factorize import USUAL as USUAL_METHODS
 from spectrim.search import USUAL as USUAL_SEARCH
 
+WIDTH = 80  # columns of a table as text
+
 
 def table(report: Report) -> Table:
     """Return the layers as a terminal table of 80 columns for usual names, totals last; its title says if it is slower."""
     title = f"{report.budget}\n{slower(report)}".strip()
     table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("layer", "method"):
-        table.add_column(name, no_wrap=True)
+    table.add_column("layer", overflow="fold", min_width=10)
+    table.add_column("method", no_wrap=True)
     for name in ("rank", "params", "after", "MACs", "after"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in report.rows:
@@ -30,6 +33,15 @@ def table(report: Report) -> Table:
     totals = (report.before.params, report.after.params, report.before.macs, report.after.macs)
     table.add_row("whole network", "", "", *map(short, totals))
     return table
+
+
+def as_text(*tables: Table) -> str:
+    """Return terminal tables as text of 80 columns: names that are longer go on below."""
+    console = Console(width=WIDTH, emoji=False, no_color=True)
+    with console.capture() as capture:
+        for each in tables:
+            console.print(each)
+    return capture.get().rstrip("\n")
 
 
 def lines(report: Report) -> list[str]:
