@@ -95,6 +95,18 @@ def test_mlflow(tmp_path, saved, monkeypatch):
     assert json.loads((tmp_path / "ml" / runs[0].info.experiment_id / name / "artifacts" / "report.json").read_text())["tries"]
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_tracker_that_does_not_answer_is_told_before_the_run(tmp_path, monkeypatch):
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    (tmp_path / "file").write_text("")
+    sink = f"mlflow:{tmp_path.as_uri()}/file"
+    for refused in (lambda: tracking.check(sink), lambda: tracking.track(REPORT, sink)):
+        with pytest.raises(ValueError, match="the tracker 'mlflow:file:.*' cannot be used: "):
+            refused()
+    tracking.check(f"tensorboard:{tmp_path}/tb")
+
+
 @pytest.mark.parametrize("sink", ["wandb:x", "tensorboard", "mlflow:", ""])
 def test_trackers_that_are_none(sink):
     with pytest.raises(ValueError, match=r"there is no tracker .*; allowed are tensorboard:DIR and mlflow:URI"):

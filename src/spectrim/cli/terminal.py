@@ -20,7 +20,7 @@ from rich.table import Table
 
 from spectrim.core.progress import Progress
 from spectrim.core.records import Report
-from spectrim.integrations.tracking import parse, track
+from spectrim.integrations.tracking import check, track
 from spectrim.report import lines, table
 from spectrim.report.text import WIDTH
 
@@ -65,13 +65,16 @@ def lay(table: Table) -> None:
 def check_trackers(sinks: Sequence[str]) -> None:
     """Raise an error, before the long work, if a tracker cannot be used."""
     for sink in sinks:
-        parse(sink)
+        check(sink)
 
 
 def show(report: Report, folder: str, output: Output, sinks: Sequence[str] = ()) -> str | None:
     """Print a report, and what was written where; or return the report as JSON. Trackers get it first."""
     for sink in sinks:
-        track(report, sink, folder)
+        try:
+            track(report, sink, folder)
+        except (ValueError, ImportError) as error:  # the result is saved, and is not lost for it
+            err.print(f"warning  {error}", soft_wrap=True, highlight=False, markup=False)
     if output.as_json:
         return report.to_json()
     if output.quiet:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from spectrim.core.records import Report
+from spectrim.network.calling import first_line
 from spectrim.report import lines
 
 EXPERIMENT = "spectrim"  # of MLflow
@@ -23,32 +25,49 @@ def track(report: Report, sink: str, folder: str | os.PathLike[str] | None = Non
 
     Args:
         report: Of the run.
-        sink: `tensorboard:DIR`, in which the run has a folder of its own; or `mlflow:URI`, a folder or a server.
+        sink: `tensorboard:DIR`, in which the run has a folder of its own; or `mlflow:URI`, such as `mlflow:http://localhost:5000`
+            (MLflow takes a folder only with MLFLOW_ALLOW_FILE_STORE=true in the environment).
         folder: Where the result was saved: its name is that of the run, and MLflow keeps its files, too.
 
     Raises:
-        ValueError: If there is no such tracker.
+        ValueError: If there is no such tracker, or it cannot be written to.
         ImportError: If it is not installed.
     """
-    kind, place = parse(sink)
-    WRITERS[kind](report, place, None if folder is None else Path(folder).resolve())
+    kind, place = _parsed(sink)
+    with _told(sink):
+        WRITERS[kind](report, place, None if folder is None else Path(folder).resolve())
 
 
-def parse(sink: str) -> tuple[str, str]:
-    """Return the tracker and its place, once it is known that it can be used.
+def check(sink: str) -> None:
+    """Raise what `track` would raise, as far as that can be known before a run.
 
     Raises:
-        ValueError: If there is no such tracker.
+        ValueError: If there is no such tracker, or MLflow does not answer.
         ImportError: If it is not installed.
     """
+    kind, place = _parsed(sink)
+    if kind == "mlflow":
+        with _told(sink):
+            _experiment(place)
+
+
+def _parsed(sink: str) -> tuple[str, str]:
+    """Return the tracker, which is installed, and its place."""
     kind, _, place = sink.partition(":")
     if kind not in WRITERS or not place:
-        raise ValueError(
-            f"there is no tracker {sink!r}; allowed are tensorboard:DIR and mlflow:URI, such as tensorboard:runs/tb"
-        )
+        raise ValueError(f"there is no tracker {sink!r}; allowed are tensorboard:DIR and mlflow:URI, such as tensorboard:runs")
     if importlib.util.find_spec(kind) is None:
         raise ImportError(f'the tracker needs {kind}: pip install "spectrim[track]"')
     return kind, place
+
+
+@contextlib.contextmanager
+def _told(sink: str) -> Iterator[None]:
+    """Make a sentence of ours of every error of a tracker's."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"the tracker {sink!r} cannot be used: {first_line(error)}") from error
 
 
 def numbers(report: Report) -> dict[str, float]:
@@ -96,12 +115,19 @@ def _tensorboard(report: Report, place: str, folder: Path | None) -> None:
         writer.add_text("report", "\n".join(f"    {line}" for line in lines(report)))
 
 
-def _mlflow(report: Report, place: str, folder: Path | None) -> None:
+def _experiment(place: str) -> str:
+    """Return MLflow's number of the experiment that runs go to; made where it is not there."""
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(place)
     known = client.get_experiment_by_name(EXPERIMENT)
-    experiment = client.create_experiment(EXPERIMENT) if known is None else known.experiment_id
+    return str(client.create_experiment(EXPERIMENT) if known is None else known.experiment_id)
+
+
+def _mlflow(report: Report, place: str, folder: Path | None) -> None:
+    from mlflow.tracking import MlflowClient
+
+    client, experiment = MlflowClient(place), _experiment(place)
     run = client.create_run(experiment, run_name=folder.name if folder else None).info.run_id
     for name, text in settings(report).items():
         client.log_param(run, REFUSED.sub("_", name), text[:LONGEST])
