@@ -117,14 +117,7 @@ def train(
     """
     check_metric(metric)
     check_trackers(track)
-    if inputs.calibration is None:
-        raise ValueError("train needs labelled training images: give them with --calibration")
-    if keep is not None and plan is not None:
-        raise ValueError("give at most one of --keep FRACTION and --plan FILE")
-    if keep is None and plan is None and distortion != DistortionOptions():
-        raise ValueError("--every, --warmup, --tighten and --replan distort kernels: give --keep FRACTION or --plan FILE")
-    if distortion.replan and keep is None:
-        raise ValueError("--replan chooses plans for a budget: give --keep FRACTION")
+    _check_words(inputs, keep, plan, distortion)
     own = None if plan is None else choice.own(plan)
     if own is not None and not own:
         raise ValueError(
@@ -160,6 +153,18 @@ def train(
         (run.target / "dense.safetensors").chmod(0o644)
         run.clear()
         return show(report, str(run.target), output, track)
+
+
+def _check_words(inputs: Inputs, keep: float | None, plan: str | None, distortion: DistortionOptions) -> None:
+    """Raise a ValueError if options do not go together, or training images are missing."""
+    if inputs.calibration is None:
+        raise ValueError("train needs labelled training images: give them with --calibration")
+    if keep is not None and plan is not None:
+        raise ValueError("give at most one of --keep FRACTION and --plan FILE")
+    if keep is None and plan is None and distortion != DistortionOptions():
+        raise ValueError("--every, --warmup, --tighten and --replan distort kernels: give --keep FRACTION or --plan FILE")
+    if distortion.replan and keep is None:
+        raise ValueError("--replan chooses plans for a budget: give --keep FRACTION")
 
 
 class _Session:
