@@ -9,14 +9,14 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import spectrim as st
-from spectrim.demo import demo_images, demo_model, test_batches
+from spectrim.demo import demo_images, demo_model, selection_batches
 
 
 def main(images: int = 1024, config: st.Config | None = None) -> st.Result:
     """Compress, print the report, return the result."""
     model = demo_model()
     calibration, _ = demo_images("calibration")  # training images; no labels are needed
-    batches = test_batches()  # pairs (inputs, labels)
+    batches = selection_batches()  # pairs (inputs, labels) that the network was not trained on
 
     def loss(network: torch.nn.Module) -> st.Measurement:
         each = torch.cat([cross_entropy(network(x), y, reduction="none") for x, y in batches])  # (N,), for a standard error
