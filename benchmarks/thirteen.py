@@ -39,7 +39,8 @@ from pages.thirteen import METRICS, markdown, plot, update_pages
 from torch import nn
 
 import spectrim as st
-from spectrim.core.records import Score, Training
+from spectrim.core.records import Training
+from spectrim.core.score import Score
 from spectrim.network.accuracy import Scorer
 from spectrim.pipeline.identity import fingerprint
 

@@ -323,6 +323,9 @@ COMMON = {
     "--distill": numbers(["0", "0.5", "1"], wrong=["-1", "1.5"]),
     "--resume": FLAG,
     "--json": FLAG,
+    "--quiet": FLAG,
+    "--verbose": FLAG,
+    "--track": table(wrong=["wandb:x", "tensorboard", "mlflow:", ""]),
     "--out": OUTS,
 }
 RUNTIME = {
@@ -357,13 +360,13 @@ OPTIONS = {
         "--methods": table(wrong=["{w}/nets.py:gone", "a:b:c", "nowhere:x"], open=["ChannelSVD", ""]),
         "--device": COMMON["--device"],
         "--trust-pickle": FLAG,
-        "--json": FLAG,
+        **{name: COMMON[name] for name in ("--json", "--quiet", "--verbose")},
     },
     "inspect": {
-        **{name: COMMON[name] for name in ("--input", "--weights", "--trust-pickle", "--json")},
+        **{name: COMMON[name] for name in ("--input", "--weights", "--trust-pickle", "--json", "--quiet", "--verbose")},
         "--target": RUNTIME["--target"],
     },
-    "demo": {name: COMMON[name] for name in ("--out", "--device", "--json")} | RUNTIME,
+    "demo": {name: COMMON[name] for name in ("--out", "--device", "--json", "--quiet", "--verbose", "--track")} | RUNTIME,
 }
 BASE = {
     "compress": {

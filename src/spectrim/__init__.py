@@ -1,6 +1,7 @@
 """spectrim makes trained convolutional networks smaller and faster by low-rank factorization."""
 
 import importlib
+import logging
 import typing
 
 from spectrim import integrations as integrations
@@ -11,7 +12,8 @@ from spectrim.core.factorization import Factorization, Fit, Moments, Rank
 from spectrim.core.layer import Layer
 from spectrim.core.menu import LayerMenu, Menu
 from spectrim.core.plan import Option, Plan
-from spectrim.core.records import Report, Score, Training, Try
+from spectrim.core.records import Report, Training, Try
+from spectrim.core.score import Measurement, Score
 from spectrim.core.search import Probe, QuadraticModel, Search
 from spectrim.factorize import CP, ChannelSVD, InputSVD, PivotSVD, SpatialSVD, TensorTrain, TiledSVD, Tucker2
 from spectrim.factorize.algebra import harm, regress_last, symmetric_roots
@@ -41,6 +43,8 @@ from spectrim.targets.openvino import OpenVINO
 from spectrim.targets.torch import Torch
 from spectrim.train import Distortion, Recipe, Schedule, fit, loss_along
 from spectrim.version import __version__ as __version__
+
+logging.getLogger("spectrim").addHandler(logging.NullHandler())  # who wants to read it adds another
 
 if typing.TYPE_CHECKING:
     from spectrim import testing as testing
@@ -81,6 +85,7 @@ __all__ = [
     "LayerMenu",
     "Match",
     "MaxDrop",
+    "Measurement",
     "Menu",
     "Moments",
     "OnnxRuntime",

@@ -50,7 +50,7 @@ def test_demo(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("spectrim.demo.demo_images", lambda part: tuple(tensor[:150] for tensor in demo_images(part)))
     assert cli.main(["demo"]) == 0
     text = capsys.readouterr().out
-    assert "score on the test images" in text and "latency, 1 thread" in text and "150 images" in text
+    assert "top-1 on the test images" in text and "latency, 1 thread" in text and "150 images" in text
     assert (tmp_path / "spectrim-demo" / "report.html").exists()
     assert cli.main(["demo", "--out", "spectrim-demo"]) == 2
     assert cli.main(["demo", "--device", "abacus"]) == 2

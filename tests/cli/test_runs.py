@@ -28,7 +28,7 @@ def test_interrupted_run_is_resumed(files, tmp_path, capsys, monkeypatch):
     monkeypatch.delattr(sys.modules["spectrim.pipeline.prepare"], "Sweep")  # they are read, not computed again
     assert cli.main([*command, "--resume"]) == 0
     text = capsys.readouterr().out
-    assert "score on the selection images" in text and "whole network" in text
+    assert "top-1 on the selection images" in text and "whole network" in text
     assert json.loads((out / "report.json").read_text())["seconds"]["statistics"] > 0  # and counted
     assert not (tmp_path / "run.partial").exists()
 

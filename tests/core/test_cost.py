@@ -66,9 +66,9 @@ def test_a_cost_has_shapes_only(metric):
         st.Cost(1, 2).of(metric)
 
 
-@pytest.mark.parametrize("bad", [-1, float("inf"), float("nan"), 100, "1.5", None])
+@pytest.mark.parametrize("bad", [-1, float("inf"), float("nan"), "1.5", None])
 def test_impossible_drops(bad):
-    with pytest.raises(ValueError, match=r"MaxDrop was given .*; allowed are points in \[0, 100\)"):
+    with pytest.raises(ValueError, match=r"MaxDrop was given .*; allowed are numbers of at least 0"):
         st.MaxDrop(bad, "macs")
 
 

@@ -14,7 +14,8 @@ from mutations import examples, mutated, sentence
 from spectrim import report as rendered
 from spectrim.core.bench import Verdict
 from spectrim.core.progress import Spent
-from spectrim.core.records import SCHEMA, Curve, Interactions, Latency, Report, Row, Score, Source, Training, Try
+from spectrim.core.records import SCHEMA, Curve, Interactions, Latency, Report, Row, Source, Training, Try
+from spectrim.core.score import Score
 
 OLD = Path(__file__).parent / "report-0.1.0.json"  # written by 0.1.0, fewer rows and tries kept
 
@@ -35,7 +36,9 @@ def full_report():
         "nats",
         task="trained for low rank",
         interactions=Interactions(0.28, ("conv1", "conv3"), (0.1, -0.2), ((0.5, -0.1), (-0.1, 0.4))),
-        selection=Score(0.9, 0.88, 0.4, 96),
+        selection=Score(
+            30.5, 30.25, 0.1, 96, "PSNR", "dB", also=(Score(0.5, 0.75, None, None, "loss", "nats", False), Score(0.9, 0.88))
+        ),
         test=Score(0.89, 0.86),
         latency=(Latency(2.0, 1.9, 2.2, 200, 1), Latency(1.0, 0.9, 1.2, 200, 1)),
         verdict=Verdict(0.5, 0.49, 0.52, 200),
@@ -84,9 +87,28 @@ def test_a_report_comes_back_from_json(report):
 
 def test_what_the_json_says_beside_the_fields():
     data = json.loads(full_report().to_json())
-    assert data["schema"] == SCHEMA == 2
+    assert data["schema"] == SCHEMA == 3
     assert data["kept"] == {"params": 0.4, "macs": pytest.approx(1 / 3)}
-    assert data["selection"]["drop"] == pytest.approx(2.0) and data["test"]["drop"] == pytest.approx(3.0)
+    selection, test = data["selection"], data["test"]
+    assert selection["drop"] == pytest.approx(0.25) and test["drop"] == pytest.approx(3.0)
+    assert [also["drop"] for also in selection["also"]] == pytest.approx([0.25, 2.0])
+    assert (selection["name"], selection["unit"], selection["larger_is_better"]) == ("PSNR", "dB", True)
+
+
+@pytest.mark.parametrize(("before", "unit", "drop"), [(0.9, "points", 2.0), (30.5, "", 0.02), (-1.0, "points", 2.0)])
+def test_scores_of_schema_2_are_points_if_they_are_fractions(before, unit, drop):
+    data = json.loads(bare_report().to_json())
+    data |= {
+        "schema": 2,
+        "test": {"before": before, "after": before - 0.02, "standard_error": 0.4, "examples": 96, "drop": 2.0},
+    }
+    score = Report.from_json(json.dumps(data)).test
+    assert score == Score(before, before - 0.02, 0.4, 96, "score", unit) and score.drop == pytest.approx(drop)
+
+
+def test_a_score_in_points_is_a_fraction():
+    with pytest.raises(ValueError, match="the PSNR before is 30.5; with the unit 'points' it must be a fraction"):
+        Score(30.5, 30.25, name="PSNR")
 
 
 def test_fields_that_are_not_known_are_left_out():
@@ -99,13 +121,13 @@ def test_fields_that_are_not_known_are_left_out():
     ("change", "words"),
     [
         (
-            lambda text: text.replace('"schema": 2', '"schema": 3'),
-            "has schema 3, and this version reads up to 2; install a newer",
+            lambda text: text.replace('"schema": 3', '"schema": 4'),
+            "has schema 4, and this version reads up to 3; install a newer",
         ),
         (lambda text: text[:-30], "the report is no JSON"),
         (lambda text: "[1, 2]", "no report: it has no 'before'"),
         (lambda text: '{"schema": 2}', "no report: it has no 'before'"),
-        (lambda text: text.replace('"schema": 2', '"schema": "two"'), "no report"),
+        (lambda text: text.replace('"schema": 3', '"schema": "three"'), "no report"),
         (lambda text: text.replace('"harm_unit"', '"unit"'), "incomplete or has a field of the wrong kind"),
         (lambda text: text.replace('"steps"', '"stairs"'), "incomplete or has a field of the wrong kind"),
         (
@@ -166,7 +188,7 @@ def test_what_was_done_in_reports_of_version_0_1_0(budget, flatness, task, title
 def test_a_notebook_gets_a_plain_table(report):
     html = report._repr_html_()
     assert html.startswith("<table>") and html.endswith("</table>") and "<svg" not in html
-    assert html.count("<tr>") == 3 + (report.selection is not None) + (report.test is not None)
+    assert html.count("<tr>") == 3 + 3 * (report.selection is not None) + (report.test is not None)
 
 
 def test_the_strongest_interactions_come_first():

@@ -137,7 +137,7 @@ def test_hugging_face_trainer(tmp_path):
 
 
 def test_an_unknown_framework():
-    with pytest.raises(AttributeError, match="lightning, transformers"):
+    with pytest.raises(AttributeError, match="lightning, tracking, transformers"):
         _ = st.integrations.keras
 
 

@@ -68,6 +68,15 @@ def test_as_text_and_as_json(found):
     assert data["total"] == dataclasses.asdict(found.total)
 
 
+def test_a_notebook_gets_a_plain_table_with_nothing_to_run(found):
+    html = found._repr_html_()
+    assert html.count("<tr>") == 1 + len(found.layers) and "<td>SpatialSVD" not in html and "<th>SpatialSVD</th>" in html
+    layer = dataclasses.replace(found.layers[0].layer, name="<script>alert(1)</script>")
+    odd = dataclasses.replace(found, layers=(dataclasses.replace(found.layers[0], layer=layer),), skipped={"<b>": "<i>why</i>"})
+    html = odd._repr_html_()
+    assert "<script" not in html and "<b>" not in html and "&lt;i&gt;why" in html
+
+
 def test_with_calibration_data_the_harm_at_half_is_told(case):
     model, x, _ = case
     config = st.Config(methods=(st.ChannelSVD(), st.SpatialSVD()))

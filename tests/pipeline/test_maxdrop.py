@@ -13,6 +13,13 @@ from spectrim.pipeline.maxdrop import least
 from spectrim.pipeline.probe import NetworkProbe
 
 METHODS = (st.ChannelSVD(),)
+OWN_UNITS = [  # score of the original, name, unit, whether larger is better, what may be lost
+    (30.5, "PSNR", "dB", True, 0.3),
+    (0.45, "loss", "nats", False, 0.02),
+    (2e-4, "MSE", "", False, 1e-5),
+    (21.0, "perplexity", "", False, 150.0),
+    (37.5, "mAP", "%", True, 1.5),
+]
 
 
 @pytest.mark.parametrize("power", [0.6, 1.0, 2.0])
@@ -113,6 +120,32 @@ class Bounded:
         self.most = self.most or params
         self.seen.append(network)
         return 0.9 - self.drop(params / self.most) / 100
+
+
+@pytest.mark.parametrize(("before", "name", "unit", "larger", "allowed"), OWN_UNITS)
+def test_the_bound_is_in_the_unit_of_the_score(prepared, before, name, unit, larger, allowed):
+    """What a network keeps of its parameters decides: it may keep 0.6 and no less, whatever the unit."""
+
+    def evaluate(network):
+        kept = sum(parameter.numel() for parameter in network.parameters()) / prepared.menu.original.params
+        worse = (1 - kept) * allowed / 0.4
+        return {name: st.Measurement(before - worse if larger else before + worse, name, unit, larger), "size": kept}
+
+    result = st.maxdrop(prepared, st.MaxDrop(allowed, "params"), evaluate)
+    score, tries = result.report.selection, result.report.tries
+    assert 0.6 <= result.report.kept[0] < 0.63 and len(tries) < 15
+    assert 0 < score.drop <= allowed * (1 + 1e-9) and (score.name, score.unit, score.larger_is_better) == (name, unit, larger)
+    assert score.drop == pytest.approx(min((t.kept, t.drop) for t in tries if t.drop <= allowed)[1])
+    assert score.also[0].name == "size" and score.also[0].after == pytest.approx(result.report.kept[0])
+
+
+def test_a_bound_in_its_own_unit_that_cannot_be_met(prepared):
+    def evaluate(network):
+        params = sum(parameter.numel() for parameter in network.parameters())
+        return st.Measurement(3.5 if params == prepared.menu.original.params else 9.25, "loss", "nats", larger_is_better=False)
+
+    with pytest.raises(st.BudgetError, match=r"already raises loss by 5\.750 nats; allow more"):
+        st.maxdrop(prepared, st.MaxDrop(0.5, "params"), evaluate)
 
 
 @pytest.mark.parametrize("search", [st.Knapsack(), st.Interaction(images=32)], ids=repr)

@@ -40,7 +40,15 @@ def test_a_result_is_frozen_and_prints_its_report(result):
     with pytest.raises(dataclasses.FrozenInstanceError):
         result.model = None
     text = str(result)
-    assert "conv2" in text and "score on the selection images" in text and "Keep(0.5, 'macs')" in text
+    assert "conv2" in text and "top-1 on the selection images" in text and "Keep(0.5, 'macs')" in text
+
+
+def test_notebooks_get_plain_tables_of_result_and_plan(result):
+    html, plan = result._repr_html_(), result.plan._repr_html_()
+    assert html == result.report._repr_html_() + plan and html.count("<table>") == html.count("</table>") == 2
+    assert plan.count("<tr>") == 1 + len(result.plan) and all(f"<td>{name}</td>" in plan for name in result.plan)
+    named = {"<script>alert(1)</script>": dataclasses.replace(next(iter(result.plan.values())))}
+    assert "<script" not in st.Plan(named)._repr_html_() and "&lt;script&gt;" in st.Plan(named)._repr_html_()
 
 
 def test_a_folder_that_is_not_empty_is_refused(result, tmp_path):

@@ -9,7 +9,8 @@ from rich.console import Console
 
 import spectrim as st
 from spectrim.core.bench import Verdict
-from spectrim.core.records import Curve, Interactions, Latency, Report, Row, Score, Source, Training, Try
+from spectrim.core.records import Curve, Interactions, Latency, Report, Row, Source, Training, Try
+from spectrim.core.score import Score
 from spectrim.report import lines, page, plot, table
 from spectrim.report.text import short
 
@@ -36,6 +37,18 @@ PARTS = {  # what a report may have beside: how it changes the text and the numb
         [
             "selection images  90.00 -> 88.00 (drop 2.00 +- 0.42 points, 96 images)",
             "test images       89.00 -> 86.00 (drop 3.00 points)",
+        ],
+        0,
+    ),
+    "scores in units": (
+        {
+            "selection": Score(30.5, 30.25, 0.12, 96, "PSNR", "dB", also=(Score(0.9, 0.92, name="SSIM"),)),
+            "test": Score(0.4512, 0.4633, None, None, "loss", "nats", larger_is_better=False),
+        },
+        [
+            "PSNR on the selection images  30.50 -> 30.25 dB (drop 0.25 +- 0.12 dB, 96 images)",
+            "SSIM on the selection images  90.00 -> 92.00 (drop -2.00 points)",
+            "loss on the test images       0.4512 -> 0.4633 nats (rise 0.0121 nats)",
         ],
         0,
     ),
@@ -116,6 +129,12 @@ def test_the_page_stands_alone_and_has_its_plots(name):
     html = page(report_of(name))
     assert html.count("<svg") == 2 + PARTS[name][2]
     assert "conv1" in html and "Tucker2" in html and not LOADED.search(html)
+
+
+def test_the_page_says_scores_in_their_units():
+    html = page(report_of("scores in units"))
+    for words in ("PSNR lost", "0.25 +- 0.12 dB", "SSIM gained", "2.00 points", "loss risen", "0.0121 nats", "0.4512 → 0.4633"):
+        assert words in html, words
 
 
 def test_names_of_layers_are_no_html():

@@ -8,6 +8,7 @@ import pytest
 FILES = [
     "core.bench",
     "core.export",
+    "core.score",
     "pipeline.bench",
     "pipeline.export",
     *(f"targets.{name}" for name in ("executorch", "onnxruntime", "openvino", "timing", "torch")),

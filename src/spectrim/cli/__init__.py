@@ -1,11 +1,12 @@
 """The command line: demo | inspect | compress | train | evaluate | bench | export, each a few lines over the library.
 
 Exit codes: 0 done, 1 the budget cannot be met, 2 bad input (one sentence), 130 interrupted (compress and train keep what was
-done, for --resume).
+done, for --resume), 141 nobody reads the output any more.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
@@ -21,6 +22,7 @@ from spectrim.cli.models import told
 from spectrim.cli.terminal import err
 from spectrim.core.cost import BudgetError
 
+UNREAD = 141  # exit code, 128 and the signal of a broken pipe
 LONG = re.compile(r"\S{200,}")  # a word that would fill the screen
 
 app = App(
@@ -31,6 +33,7 @@ app = App(
 )
 for command in (demo.demo, inspect.inspect, compress.compress, train.train, evaluate.evaluate, bench.bench, export.export):
     app.command(command)
+app.register_install_completion_command(add_to_startup=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,12 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # of a name that the terminal cannot show
     try:
-        app(
-            list(arguments) if arguments is not None else None,
-            exit_on_error=False,
-            print_error=False,
-            result_action="return_value",
-        )
+        return _answer(list(sys.argv[1:] if arguments is None else arguments))
     except BudgetError as error:
         return _fail(str(error), 1)
     except KeyboardInterrupt as error:
@@ -60,6 +58,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("SPECTRIM_TRACEBACK"):
             raise
         return _fail(f"{type(error).__name__}: {error} (SPECTRIM_TRACEBACK=1 shows where)", 2, error)
+
+
+def _answer(words: list[str]) -> int:
+    """Run a command, and print the document that it returns; what the user's own code prints is no part of that.
+
+    A pipe that nobody reads any more is told nothing, also not when Python ends; the code is the one that shells know for it.
+    """
+    alone = contextlib.redirect_stdout(sys.stderr) if "--json" in words else contextlib.nullcontext()
+    try:
+        with alone:
+            found = app(words, exit_on_error=False, print_error=False, result_action="return_value")
+        if isinstance(found, str):
+            sys.stdout.write(found)
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit) as error:
+        if not isinstance(error, BrokenPipeError) and not isinstance(error.__context__, BrokenPipeError):  # as rich ends
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNREAD
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -13,11 +12,11 @@ from cyclopts import Parameter
 from torch import nn
 
 from spectrim.cli.models import make_model
-from spectrim.cli.options import Json, device_of
+from spectrim.cli.options import device_of
 from spectrim.cli.saved import found, reopened
 from spectrim.cli.splits import parse_shape
 from spectrim.cli.targets import TARGETS, numbers, targets_of
-from spectrim.cli.terminal import err, progress
+from spectrim.cli.terminal import Output, err, progress
 from spectrim.network.calling import Example
 from spectrim.pipeline.bench import bench as run_bench
 from spectrim.report import plot as write_plot
@@ -38,8 +37,8 @@ def bench(
     device: str = "cpu",
     out_file: Annotated[str | None, Parameter(name="--out")] = None,
     plot: str | None = None,
-    as_json: Json = False,
-) -> None:
+    output: Output = Output(),
+) -> str | None:
     """Time a saved result against its original, or two networks, in turn on several runtimes.
 
     Parameters
@@ -67,8 +66,8 @@ def bench(
         JSON file to write.
     plot
         Picture to write, such as bench.png.
-    as_json
-        Print JSON.
+    output
+        What is printed.
     """
     sizes, counts = numbers("--batch", batch), numbers("--threads", threads)
     if not 0 < seconds < 3600:
@@ -78,7 +77,7 @@ def bench(
     _check_output(out_file, (".json",))
     _check_output(plot, (".png", ".svg", ".pdf"))
     models, example = _networks(run, other, input_shape, methods, device)
-    with progress(as_json) as advance:
+    with progress(output) as advance:
         result = run_bench(models, example, targets=targets, batches=sizes, seconds=seconds, progress=advance)
     if out_file is not None:
         Path(out_file).write_text(result.to_json())
@@ -86,7 +85,7 @@ def bench(
         write_plot(result, plot)
     for file in filter(None, (out_file, plot)):
         err.print(f"written: {file}", soft_wrap=True, highlight=False, markup=False)
-    sys.stdout.write(result.to_json() if as_json else f"{result}\n")
+    return result.to_json() if output.as_json else f"{result}\n"
 
 
 def _networks(

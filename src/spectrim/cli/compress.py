@@ -15,7 +15,6 @@ from spectrim.cli.options import (
     BlockOptions,
     Choice,
     Inputs,
-    Json,
     TrainingOptions,
     Whole,
     check_score,
@@ -25,7 +24,7 @@ from spectrim.cli.options import (
 from spectrim.cli.runs import Run, options_of
 from spectrim.cli.splits import Sources, training_data
 from spectrim.cli.targets import RuntimeOptions
-from spectrim.cli.terminal import progress, show
+from spectrim.cli.terminal import Output, Track, check_trackers, progress, show
 from spectrim.core.cost import AtMost, Bound, Budget, Keep, MaxDrop, check_metric
 from spectrim.core.records import Training
 from spectrim.network.accuracy import Accuracy, Scorer
@@ -53,8 +52,9 @@ def compress(
     finetune_epochs: Whole = 0,
     training: TrainingOptions = TrainingOptions(),
     resume: bool = False,
-    as_json: Json = False,
-) -> None:
+    track: Track = (),
+    output: Output = Output(),
+) -> str | None:
     """Compress a network to a budget, or by a plan, and write the result to a folder.
 
     Parameters
@@ -92,11 +92,14 @@ def compress(
         How to fine-tune.
     resume
         Go on where an interrupted run with the same arguments stopped.
-    as_json
-        Print the report as JSON.
+    track
+        Also write the run to a tracker: tensorboard:DIR or mlflow:URI.
+    output
+        What is printed.
     """
     budget = _budget(keep, at_most, max_drop, metric, given=plan is not None)
     own = None if plan is None else choice.own(plan)
+    check_trackers(track)
     deciding, gradient, target = isinstance(budget, MaxDrop), blocks.options(), runtime.chosen()
     _check_words(finetune_epochs, inputs, training, deciding=deciding)
     steps = {"refit": refit, "batchnorm": batchnorm, "finetune_epochs": finetune_epochs, "training": training}
@@ -105,10 +108,10 @@ def compress(
     choice = choice if own is None else dataclasses.replace(choice, methods=None)
     run = Run.at(out_dir, arguments, resume)
     if run.finished:
-        return run.show_finished(as_json)
+        return run.show_finished(output)
     network = inputs.network(model)
     sources = inputs.open(choice, validation=VALIDATION if finetune_epochs else float(deciding))
-    with progress(as_json) as advance, run.working():
+    with progress(output) as advance, run.working():
         fits = {"refit": refit, "batchnorm": batchnorm, "reconstruct": gradient, "target": target}
         config = dataclasses.replace(choice.config(inputs.seed, run.partial, advance), **fits)  # type: ignore[arg-type]
         same = sources.selection is sources.test and deciding  # what is decided on is no test
@@ -116,7 +119,7 @@ def compress(
         with named("--selection" if inputs.selection else "--calibration" if inputs.calibration else "--data"):
             decider = Scorer(Accuracy(sources.selection), network) if deciding else None
         check_score(network, sources, decider or scorer, deciding=deciding)
-        if not as_json:
+        if not output.quiet:
             print_original(sources, scorer)
         example = sources.example.to(inputs.device)
         result = run_pipeline(
@@ -131,7 +134,7 @@ def compress(
     report = complete(result.report, test=score, training=trained, **known)  # type: ignore[arg-type]
     Result(result.model, result.plan, report).save(run.target)
     run.clear()
-    return show(report, str(run.target), as_json)
+    return show(report, str(run.target), output, track)
 
 
 def _check_words(epochs: int, inputs: Inputs, training: TrainingOptions, *, deciding: bool) -> None:
@@ -168,7 +171,11 @@ def _budget(keep: float | None, at_most: Sequence[str], max_drop: float | None, 
             "give exactly one budget: --keep FRACTION, --at-most NUMBER:METRIC (or several of these, which all hold) or "
             "--max-drop POINTS (none is needed with --plan FILE)"
         )
-    return MaxDrop(max_drop, metric) if max_drop is not None else bounds  # type: ignore[arg-type]
+    if max_drop is None:
+        return bounds
+    if max_drop >= 100:
+        raise ValueError(f"--max-drop is {max_drop:g}; of top-1, allowed are points in [0, 100), such as 1.5")
+    return MaxDrop(max_drop, metric)  # type: ignore[arg-type]
 
 
 def _at_most(text: str) -> AtMost:

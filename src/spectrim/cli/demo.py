@@ -6,10 +6,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from spectrim.cli.options import Json, device_of
+from spectrim.cli.options import device_of
 from spectrim.cli.runs import free
 from spectrim.cli.targets import RuntimeOptions
-from spectrim.cli.terminal import progress, show
+from spectrim.cli.terminal import Output, Track, check_trackers, progress, show
 from spectrim.demo import run_demo
 from spectrim.pipeline.result import check_output
 
@@ -19,8 +19,9 @@ def demo(
     out_dir: Annotated[str | None, Parameter(name="--out")] = None,
     device: str = "cpu",
     runtime: RuntimeOptions = RuntimeOptions(),
-    as_json: Json = False,
-) -> None:
+    track: Track = (),
+    output: Output = Output(),
+) -> str | None:
     """Compress the embedded network on embedded real images: a minute and a half on two CPU cores, no network, no other file.
 
     Parameters
@@ -31,13 +32,16 @@ def demo(
         Where the network runs, such as cuda.
     runtime
         Where the report's times are taken.
-    as_json
-        Print the report as JSON.
+    track
+        Also write the run to a tracker: tensorboard:DIR or mlflow:URI.
+    output
+        What is printed.
     """
     folder = free("spectrim-demo") if out_dir is None else out_dir
     check_output(folder)
+    check_trackers(track)
     place, target = device_of(device), runtime.chosen()
-    with progress(as_json) as advance:
+    with progress(output) as advance:
         result = run_demo(advance, device=place, target=target)
     result.save(folder)
-    show(result.report, folder, as_json)
+    return show(result.report, folder, output, track)

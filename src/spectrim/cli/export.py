@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -12,10 +11,9 @@ import torch
 from cyclopts import Parameter
 
 from spectrim.cli.models import is_file
-from spectrim.cli.options import Json
 from spectrim.cli.saved import Saved, found, reopened
 from spectrim.cli.splits import Sources, numbers_of, parse_shape
-from spectrim.cli.terminal import progress
+from spectrim.cli.terminal import Output, progress, say
 from spectrim.core.export import Preprocess
 from spectrim.core.plan import Plan
 from spectrim.network.calling import first_line
@@ -39,8 +37,8 @@ def export(
     overwrite: bool = False,
     input_shape: Annotated[str | None, Parameter(name="--input")] = None,
     methods: str | None = None,
-    as_json: Json = False,
-) -> None:
+    output: Output = Output(),
+) -> str | None:
     """Write a saved network to a file for a device: once it was read again, run on real images, and compared with the network.
 
     Parameters
@@ -73,8 +71,8 @@ def export(
         --int8 and --calibration no images are read then, and random numbers are compared on.
     methods
         Where the run's decompositions that are not of this package are defined.
-    as_json
-        Print JSON.
+    output
+        What is printed.
     """
     if not preprocess and (mean is not None or std is not None):
         raise ValueError("--mean and --std say what the file does to images: they need --preprocess")
@@ -100,13 +98,14 @@ def export(
     read = None if sources is None else sources.calibration
     made = []
     for place in places:
-        with progress(as_json) as advance:
-            advance(f"{format_of(place).title}{', int8' if int8 else ''}", 0.0)
+        with progress(output) as advance:
+            stage = f"{format_of(place).title}{', int8' if int8 else ''}"
+            advance(stage, 0.0)
             made.append(written(saved.small, example, place, read, settings))
-        if not as_json:
-            sys.stdout.write(f"{made[-1]}\n\n" if place != places[-1] else f"{made[-1]}\n")
-    if as_json:
-        sys.stdout.write(json.dumps([dataclasses.asdict(each) for each in made], indent=1) + "\n")
+            advance(stage, 1.0)
+        if not output.as_json:
+            say(made[-1].path if output.quiet else f"{made[-1]}" + "\n" * (place != places[-1]))
+    return json.dumps([dataclasses.asdict(each) for each in made], indent=1) + "\n" if output.as_json else None
 
 
 def _places(run: str, to: str | None, out_file: str | None, *, int8: bool) -> list[Path]:

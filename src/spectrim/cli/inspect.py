@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import torch
 from cyclopts import Parameter
-from rich.console import Console
 
 from spectrim.cli.models import load_weights, make_model
-from spectrim.cli.options import Json
 from spectrim.cli.splits import DEFAULT_INPUT, parse_shape
 from spectrim.cli.targets import RuntimeOptions
-from spectrim.cli.terminal import out
+from spectrim.cli.terminal import Output, lay, progress, say
 from spectrim.network.survey import ExampleError
 from spectrim.pipeline.config import Config
-from spectrim.pipeline.inspect import ALL, WIDTH
+from spectrim.pipeline.inspect import ALL
 from spectrim.pipeline.inspect import inspect as look
 
 
@@ -27,8 +24,8 @@ def inspect(
     weights: str | None = None,
     trust_pickle: bool = False,
     target: str | None = None,
-    as_json: Json = False,
-) -> None:
+    output: Output = Output(),
+) -> str | None:
     """Show every layer of a network, what it costs and what can be done to it.
 
     Parameters
@@ -43,8 +40,8 @@ def inspect(
         Allow a weight file that runs code when it is read.
     target
         Also time the network and show where the time goes: onnxruntime, openvino, torch or executorch.
-    as_json
-        Print JSON.
+    output
+        What is printed.
     """
     runtime = RuntimeOptions(target=target).chosen()
     network = make_model(model)
@@ -52,17 +49,17 @@ def inspect(
         load_weights(network, weights, trust_pickle=trust_pickle)
     shape = parse_shape(input_shape) or DEFAULT_INPUT
     try:
-        found = look(network, torch.zeros(shape), config=Config(methods=ALL, target=runtime))
+        with progress(output) as advance:
+            found = look(network, torch.zeros(shape), config=Config(methods=ALL, target=runtime, progress=advance))
     except ExampleError as error:
         given = " x ".join(map(str, shape))
         raise ValueError(
             f"an input of {given}: {error}; --input must be the shape of a batch that the network takes, such as 1,3,224,224"
         ) from error
-    if as_json:
-        sys.stdout.write(found.to_json())
-    else:
-        (out if out.is_terminal else Console(width=200, emoji=False)).print(found.table())
-        if found.time_ms is not None:
-            out.print(found.times(), width=WIDTH)
-        for line in found.lines():
-            out.print(line, soft_wrap=True, highlight=False, markup=False)
+    if output.as_json:
+        return found.to_json()
+    for table in found.tables():
+        lay(table)
+    for line in found.lines():
+        say(line)
+    return None

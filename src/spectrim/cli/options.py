@@ -45,7 +45,6 @@ def _whole(kind: Any, tokens: Sequence[Any]) -> int:
 
 
 Whole = Annotated[int, Parameter(converter=_whole)]  # without it 1.5 is rounded
-Json = Annotated[bool, Parameter(name="--json")]
 
 
 @Parameter(name="*")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from spectrim.cli.models import is_file
-from spectrim.cli.terminal import err, show
+from spectrim.cli.terminal import Output, err, show
 from spectrim.core.records import Report
 from spectrim.pipeline.result import check_output
 
@@ -79,10 +79,10 @@ class Run:
         """Whether there is nothing left to do."""
         return self.resume and (self.target / "report.json").is_file()
 
-    def show_finished(self, as_json: bool) -> None:
-        """Say that the run was finished before, and show its report."""
+    def show_finished(self, output: Output) -> str | None:
+        """Say that the run was finished before, and show its report as `show` does."""
         err.print(f"{str(self.target)!r} is finished already; nothing was done", highlight=False, soft_wrap=True, markup=False)
-        show(read_report(self.target / "report.json"), str(self.target), as_json)
+        return show(read_report(self.target / "report.json"), str(self.target), output)
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:

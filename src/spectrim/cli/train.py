@@ -18,7 +18,6 @@ from spectrim.cli.options import (
     VALIDATION,
     Choice,
     Inputs,
-    Json,
     TrainingOptions,
     Whole,
     check_score,
@@ -27,7 +26,7 @@ from spectrim.cli.options import (
 )
 from spectrim.cli.runs import Run, options_of
 from spectrim.cli.splits import Sources, first_examples, training_data
-from spectrim.cli.terminal import progress, show
+from spectrim.cli.terminal import Output, Track, check_trackers, progress, show
 from spectrim.core.cost import Keep, check_metric
 from spectrim.core.plan import Plan
 from spectrim.core.progress import Spent
@@ -79,8 +78,9 @@ def train(
     distortion: DistortionOptions = DistortionOptions(),
     training: TrainingOptions = TrainingOptions(),
     resume: bool = False,
-    as_json: Json = False,
-) -> None:
+    track: Track = (),
+    output: Output = Output(),
+) -> str | None:
     """Train a network so that it can be cut: ordinary training with occasional weight distortion, then the decomposition.
 
     Without --keep and --plan the network is trained ordinarily. Under torchrun every process takes its part of each batch.
@@ -110,18 +110,14 @@ def train(
         How to train.
     resume
         Go on where an interrupted run with the same arguments stopped.
-    as_json
-        Print the report as JSON.
+    track
+        Also write the run to a tracker: tensorboard:DIR or mlflow:URI.
+    output
+        What is printed.
     """
     check_metric(metric)
-    if inputs.calibration is None:
-        raise ValueError("train needs labelled training images: give them with --calibration")
-    if keep is not None and plan is not None:
-        raise ValueError("give at most one of --keep FRACTION and --plan FILE")
-    if keep is None and plan is None and distortion != DistortionOptions():
-        raise ValueError("--every, --warmup, --tighten and --replan distort kernels: give --keep FRACTION or --plan FILE")
-    if distortion.replan and keep is None:
-        raise ValueError("--replan chooses plans for a budget: give --keep FRACTION")
+    check_trackers(track)
+    _check_words(inputs, keep, plan, distortion)
     own = None if plan is None else choice.own(plan)
     if own is not None and not own:
         raise ValueError(
@@ -135,16 +131,16 @@ def train(
     with _processes(inputs) as (first, here):
         run = Run.at(out_dir, arguments, resume)
         if run.finished:
-            return run.show_finished(as_json) if first else None
+            return run.show_finished(output) if first else None
         _wait()  # before anything is written there
         network = here.network(model)
         sources = here.open(choice, validation=VALIDATION)
-        with progress(as_json or not first) as advance, run.working() if first else contextlib.nullcontext():
+        with progress(output if first else Output(quiet=True)) as advance, run.working() if first else contextlib.nullcontext():
             recipe = training.recipe("sgd", epochs, inputs.seed, run.partial, advance)
             scorer = score_original(network, sources, advance, training=training.batch)
             assert scorer is not None
             check_score(network, sources, None, deciding=False)
-            if first and not as_json:
+            if first and not output.quiet:
                 print_original(sources, scorer)
             wanted = None if keep is None else Keep(keep, metric)  # type: ignore[arg-type]
             session = _Session(network, sources, choice.config(inputs.seed, run.partial, advance), wanted, scorer)
@@ -156,7 +152,19 @@ def train(
         save_model(network.cpu(), str(run.target / "dense.safetensors"))
         (run.target / "dense.safetensors").chmod(0o644)
         run.clear()
-        return show(report, str(run.target), as_json)
+        return show(report, str(run.target), output, track)
+
+
+def _check_words(inputs: Inputs, keep: float | None, plan: str | None, distortion: DistortionOptions) -> None:
+    """Raise a ValueError if options do not go together, or training images are missing."""
+    if inputs.calibration is None:
+        raise ValueError("train needs labelled training images: give them with --calibration")
+    if keep is not None and plan is not None:
+        raise ValueError("give at most one of --keep FRACTION and --plan FILE")
+    if keep is None and plan is None and distortion != DistortionOptions():
+        raise ValueError("--every, --warmup, --tighten and --replan distort kernels: give --keep FRACTION or --plan FILE")
+    if distortion.replan and keep is None:
+        raise ValueError("--replan chooses plans for a budget: give --keep FRACTION")
 
 
 class _Session:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from html import escape
 
+from spectrim.core.markup import html_table
 from spectrim.core.reading import parsed, read
 
 SCHEMA = 1  # of bench.json
@@ -162,11 +162,8 @@ class Bench:
 
     def _repr_html_(self) -> str:
         """Return a plain table for notebooks."""
-        head = "".join(f"<th>{escape(name)}</th>" for name in ("setting", *COLUMNS))
-        rows = "".join(
-            f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in (row.setting, *row.cells()))}</tr>" for row in self.rows
-        )
-        return f"<table><caption>{escape(', '.join(dict.fromkeys(self._devices())))}</caption><tr>{head}</tr>{rows}</table>"
+        rows = ((row.setting, *row.cells()) for row in self.rows)
+        return html_table(", ".join(dict.fromkeys(self._devices())), ("setting", *COLUMNS), rows)
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:

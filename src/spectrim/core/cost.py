@@ -117,14 +117,15 @@ class AtMost:
 
 @dataclass(frozen=True)
 class MaxDrop:
-    """The most compression whose score stays within this many points of the original's.
+    """The most compression whose score stays within so much of the original's.
 
     Args:
-        points: Allowed drop in points: 1.5 means 0.015 of a score between 0 and 1.
+        points: Allowed drop: in points of a score that is a fraction, where 1.5 means 0.015; else in the unit of the score
+            (`Measurement`), 0.3 dB, say. Of a loss it is the allowed rise.
         metric: What to make small, `"params"`, `"macs"`, `"bytes"` or `"latency"`.
 
     Raises:
-        ValueError: If the points are negative or not finite, or the metric is unknown.
+        ValueError: If the drop is negative or not finite, or the metric is unknown.
     """
 
     points: float
@@ -133,8 +134,8 @@ class MaxDrop:
     def __post_init__(self) -> None:
         """Check the values."""
         check_metric(self.metric)
-        if not (isinstance(self.points, (int, float)) and math.isfinite(self.points) and 0 <= self.points < 100):
-            raise ValueError(f"MaxDrop was given {self.points!r}; allowed are points in [0, 100), such as 1.5")
+        if not (isinstance(self.points, (int, float)) and math.isfinite(self.points) and self.points >= 0):
+            raise ValueError(f"MaxDrop was given {self.points!r}; allowed are numbers of at least 0, such as 1.5 points")
 
     def __str__(self) -> str:
         """Return the budget as written in code."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
+
+from spectrim.core.markup import html_table
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,7 @@ class Export:
 
     def _repr_html_(self) -> str:
         """Return a plain table for notebooks."""
-        rows = (f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in self._cells())
-        return f"<table>{''.join(rows)}</table>"
+        return html_table("", (), self._cells())
 
     def _cells(self) -> list[tuple[str, str]]:
         """Return names and values."""

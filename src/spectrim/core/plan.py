@@ -13,6 +13,7 @@ from typing import Any
 from spectrim.core.cost import Cost
 from spectrim.core.factorization import Factorization, Rank, describe, flaw, is_rank, options, parse
 from spectrim.core.layer import Layer, on_vectors
+from spectrim.core.markup import html_table
 from spectrim.core.progress import Spent
 from spectrim.core.reading import parsed, read
 
@@ -101,6 +102,16 @@ class Plan(Mapping[str, Option]):
     def harm(self) -> float:
         """Sum of the predicted harms."""
         return sum(option.harm for option in self.choices.values())
+
+    def _repr_html_(self) -> str:
+        """Return a plain table for notebooks."""
+        rows = []
+        for name, option in self.choices.items():
+            (old, new), harm = (option.layer.cost, option.cost), f"{option.harm:.3g}"
+            numbers = (old.params, new.params, old.macs, new.macs)
+            rows.append((name, option.title, str(option.rank), *(f"{number:,}" for number in numbers), harm))
+        head = ("layer", "method", "rank", "parameters", "after", "MACs", "after", "predicted harm")
+        return html_table(f"Plan: {len(rows)} layer{'s' * (len(rows) != 1)} replaced", head, rows)
 
     def to_json(self) -> str:
         """Return the plan as indented JSON. Ranks and methods may be edited by hand; costs are derived when it is read.

@@ -6,15 +6,16 @@ import json
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from html import escape
 from typing import Any, Literal
 
 from spectrim.core.bench import Latency, Verdict
 from spectrim.core.cost import Cost
+from spectrim.core.markup import html_table
 from spectrim.core.reading import parsed, read
+from spectrim.core.score import Score, with_units
 
 MOVED: dict[str, Callable[[Any], Any]] = {}  # what were methods of `Report`; `spectrim.report`, above this file, puts them here
-SCHEMA = 2  # of report.json; 1 is that of version 0.1.0, which did not say so
+SCHEMA = 3  # of report.json; 1 is that of version 0.1.0, which did not say so; scores of 2 had no name and no unit
 
 
 @dataclass(frozen=True)
@@ -32,41 +33,6 @@ class Row:
     macs_after: int
     harm: float
     fitted: str = ""
-
-
-@dataclass(frozen=True)
-class Score:
-    """Scores before and after, and the drop: in points if they are fractions, else (decibels, say) in their own unit.
-
-    `standard_error` is that of the drop, paired over the `examples`; None where evaluate returns a number only.
-    """
-
-    before: float
-    after: float
-    standard_error: float | None = None
-    examples: int | None = None
-
-    @property
-    def scale(self) -> int:
-        """What scores are shown times: 100 if the original's is a fraction, 1 if not."""
-        return 100 if abs(self.before) <= 1 else 1
-
-    @property
-    def unit(self) -> str:
-        """` points` behind a drop of fractions, else nothing."""
-        return " points" if self.scale == 100 else ""
-
-    @property
-    def drop(self) -> float:
-        """Points lost, of a score that is a fraction; of another what it lost."""
-        return self.scale * (self.before - self.after)
-
-    def text(self) -> str:
-        """Return the three numbers in words."""
-        error = "" if self.standard_error is None else f" +- {self.standard_error:.2f}"
-        count = "" if self.examples is None else f", {self.examples:,} images"
-        before, after = self.scale * self.before, self.scale * self.after
-        return f"{before:.2f} -> {after:.2f} (drop {self.drop:.2f}{error}{self.unit}{count})"
 
 
 @dataclass(frozen=True)
@@ -125,7 +91,7 @@ class Try:
 
     Attributes:
         kept: Fraction of the budget's metric that the plan keeps.
-        drop: Points lost.
+        drop: What the deciding score lost, in its unit.
         harm: Predicted harm of the plan.
     """
 
@@ -200,7 +166,7 @@ class Report:
         harm_unit: `nats`, `relative squared error`, the user's harm by name, or without data `relative squared weight error`.
         task: What was done: `compressed`, `trained for low rank` or `trained`.
         interactions: Prediction with interactions, marginal harms and partners; None without calibration data.
-        selection: Score on the data that decisions were made on; None without evaluate.
+        selection: Score on the data that decisions were made on, and the others with it; None without evaluate.
         test: Score on data read once, for this report; None unless given.
         latency: Measured time before and after, in turn.
         verdict: What the pairs of these runs say; None in reports of versions up to 0.2.
@@ -263,13 +229,13 @@ class Report:
         for name in ("selection", "test"):
             score = getattr(self, name)
             if score is not None:
-                data[name]["drop"] = score.drop
+                data[name] = score.as_dict()
         data["kept"] = {"params": self.kept[0], "macs": self.kept[1]}
         return json.dumps(data, indent=1) + "\n"
 
     @staticmethod
     def from_json(text: str) -> Report:
-        """Read `to_json`'s text, also that of version 0.1.0.
+        """Read `to_json`'s text, also those of older schemas.
 
         Raises:
             ValueError: If the text is no report, or one of a newer version.
@@ -292,13 +258,10 @@ class Report:
             ("parameters", f"{self.before.params:,}", f"{self.after.params:,}", f"{100 * self.kept[0]:.1f} % kept"),
             ("MACs", f"{self.before.macs:,}", f"{self.after.macs:,}", f"{100 * self.kept[1]:.1f} % kept"),
         ]
-        for name, score in (("score, selection", self.selection), ("score, test", self.test)):
-            if score is not None:
-                before, after = (f"{score.scale * value:.2f}" for value in (score.before, score.after))
-                rows.append((name, before, after, f"{score.drop:.2f}{score.unit} lost"))
-        cells = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-        head = f"<caption>{escape(self.title)}</caption><tr><th></th><th>before</th><th>after</th><th></th></tr>"
-        return f"<table>{head}{cells}</table>"
+        for name, first in (("selection", self.selection), ("test", self.test)):
+            for score in () if first is None else first.every:
+                rows.append((f"{score.name}, {name}", *score.shown(), f"{score.amount(abs(score.drop))} {score.outcome}"))
+        return html_table(self.title, ("", "before", "after", ""), rows)
 
     def lines(self) -> list[str]:
         """Return the findings, a line each. Deprecated: print the `Result`, or use `spectrim.report.lines`."""
@@ -352,7 +315,10 @@ def _consistent(report: Report) -> Report:
 
 
 def _upgraded(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return data of schema 1 as the present schema has it."""
+    """Return data of an older schema as the present one has it."""
+    data = {**data, **{name: with_units(data.get(name)) for name in ("selection", "test")}}
+    if data.get("schema", 1) > 1:
+        return data
     settings = data.get("settings", {})
     trained, told = "training" in data["budget"], data.get("training") or None
     task = "trained for low rank" if data.get("flatness") else "trained" if trained else "compressed"

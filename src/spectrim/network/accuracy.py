@@ -1,33 +1,47 @@
-"""Top-1 accuracy as an `evaluate` function that also tells which examples it got right, so that drops have a standard error."""
+"""Scores of networks: `Accuracy`, which also tells which examples are right, and what any `evaluate` of a user gives."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from spectrim.core.records import Score
+from spectrim.core.score import POINTS, Measurement, Score
 from spectrim.network.calling import call, evaluation_mode, first_line, place, tensors_of
 
-Evaluate = Callable[[nn.Module], float]
+Evaluate = Callable[[nn.Module], Any] | Mapping[str, Callable[[nn.Module], Any]]  # see `Scorer`
 
 
 class Accuracy:
-    """Callable from a network to its top-1 fraction on labelled batches.
+    """Callable from a network to its top-1 or top-k fraction on labelled batches.
 
     Args:
         batches: Pairs (inputs, labels); read anew at each call, so a list or a loader, no generator.
+        topk: An example counts if its label is among so many largest logits; less than there are classes.
+
+    Raises:
+        ValueError: If topk is no whole number of at least 1.
     """
 
-    def __init__(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Store the batches."""
-        self.batches = batches
+    unit, larger_is_better = POINTS, True
+
+    def __init__(self, batches: Iterable[tuple[Tensor, Tensor]], topk: int = 1) -> None:
+        """Store the arguments."""
+        if not isinstance(topk, int) or isinstance(topk, bool) or topk < 1:
+            raise ValueError(f"topk is {topk!r}; it must be a whole number of at least 1, such as 5")
+        self.batches, self.topk = batches, topk
+
+    @property
+    def name(self) -> str:
+        """What the report calls it."""
+        return f"top-{self.topk}"
 
     def __call__(self, model: nn.Module) -> float:
-        """Return the fraction of examples whose largest logit is at the label."""
+        """Return the fraction of examples whose label is among the largest logits."""
         return float(self.per_example(model).mean())
 
     def per_example(self, model: nn.Module) -> Tensor:
@@ -48,7 +62,10 @@ class Accuracy:
                 if labels.shape != logits.shape[:1]:
                     raise ValueError(f"labels have shape {tuple(labels.shape)}; Accuracy needs one class number per example")
                 check_labels(labels, logits)
-                hits.append((logits.argmax(1).cpu() == labels.cpu()).double())
+                if self.topk >= logits.shape[1]:
+                    raise ValueError(f"topk is {self.topk}, and the network has {logits.shape[1]} outputs; it must be fewer")
+                largest = logits.argmax(1, keepdim=True) if self.topk == 1 else logits.topk(self.topk, 1).indices
+                hits.append((largest.cpu() == labels.cpu()[:, None]).any(1).double())
         if not hits:
             raise ValueError("there is nothing to evaluate on: the batches are empty (a generator can be read only once)")
         return torch.cat(hits)
@@ -86,11 +103,13 @@ def check_labels(labels: Tensor, logits: Tensor) -> None:
 
 
 class Scorer:
-    """Calls the user's evaluate safely, and remembers the original network's answer.
+    """Calls the user's evaluate safely, and remembers what it gave for the original network.
 
     Args:
-        evaluate: Larger is better. If it has a method `per_example(model) -> Tensor (N,)` whose mean is the score, drops get
-            a paired standard error.
+        evaluate: From a network to its score: a number, a `Measurement`, or a dict of these by name; or a dict of such
+            functions. The first score decides, the others are reported. A function may carry `name`, `unit` and
+            `larger_is_better`, which mean what they mean in `Measurement`. If it has a method
+            `per_example(model) -> Tensor (N,)` whose mean is the score, drops get a paired standard error.
         original: The original network.
     """
 
@@ -106,51 +125,130 @@ class Scorer:
 
     @property
     def mean(self) -> float:
-        """Score of the original network."""
-        return float(self.before.mean()) if isinstance(self.before, Tensor) else self.before
+        """Deciding score of the original network."""
+        return self.before[0].mean
 
-    def check_fraction(self) -> None:
-        """Check that the original network's score is a fraction, so that drops in points mean something.
+    @property
+    def unit(self) -> str:
+        """Unit of what the deciding score loses."""
+        return self.before[0].shown_unit
+
+    def check_drop(self, allowed: float) -> None:
+        """Check that a bound on the drop means something: the score is a fraction, or its unit was given.
+
+        Args:
+            allowed: The bound, in the unit of the score.
 
         Raises:
-            ValueError: If it is not between -1 and 1.
+            ValueError: If not.
         """
-        if abs(self.mean) > 1:
-            raise ValueError(f"evaluate returned {self.mean:g}; MaxDrop needs a fraction between 0 and 1, such as 0.917")
+        first = self.before[0]
+        if first.undeclared:
+            raise ValueError(
+                f"evaluate returned {first.mean:g}; MaxDrop needs a fraction between 0 and 1, such as 0.917, or the unit of "
+                "the score: return spectrim.Measurement(value, name, unit)"
+            )
+        if self.unit == POINTS and allowed >= 100:
+            raise ValueError(f"MaxDrop was given {allowed:g}; of {first.name}, allowed are points in [0, 100), such as 1.5")
 
     def score(self, model: nn.Module) -> Score:
         """Return the scores of the original and of this network.
 
         Raises:
-            ValueError: If evaluate raises, returns no finite number, or scores another number of examples than before.
+            ValueError: If evaluate raises, returns no finite number, other scores or the scores of another number of examples
+                than before.
         """
-        before, after = self.before, self._run(model)
-        if isinstance(before, float) or isinstance(after, float):
-            return Score(float(before), float(after))
-        if len(before) != len(after):
+        found = self._run(model)
+        kinds = [[(each.name, each.unit, each.larger_is_better) for each in side] for side in (self.before, found)]
+        if kinds[0] != kinds[1]:
+            old, new = (", ".join(f"{name} ({unit})" if unit else name for name, unit, _ in side) for side in kinds)
             raise ValueError(
-                f"per_example gave {len(before)} values for the original network and {len(after)} for this one; it must score "
-                "the same examples each time"
+                f"evaluate gave {old} for the original network and {new} for this one; it must give the same scores in the "
+                "same order, with the same units, each time"
             )
-        lost = before - after
-        found = Score(float(before.mean()), float(after.mean()), None, len(lost))
-        return replace(found, standard_error=found.scale * float(lost.std()) / math.sqrt(len(lost))) if len(lost) > 1 else found
+        first, *others = (_compared(*pair) for pair in zip(self.before, found, strict=True))
+        return replace(first, also=tuple(others))
 
-    def _run(self, model: nn.Module) -> float | Tensor:
-        try:
-            with evaluation_mode(model), torch.no_grad():
-                each = getattr(self.evaluate, "per_example", None)
-                value = self.evaluate(model) if each is None else each(model)
-        except Exception as error:
-            if isinstance(self.evaluate, Accuracy) and isinstance(error, ValueError):
-                raise
-            raise ValueError(f"evaluate raised {type(error).__name__}: {error}") from error
-        try:
-            if isinstance(value, str | bytes):
-                raise TypeError
-            number = float(value.double().mean()) if isinstance(value, Tensor) else float(value)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"evaluate returned {type(value).__name__}; it must return a number, larger is better") from error
-        if not math.isfinite(number):
-            raise ValueError(f"evaluate returned {number}; it must return a finite number, larger is better")
-        return value.double() if isinstance(value, Tensor) and value.ndim == 1 and len(value) > 1 else number
+    def _run(self, model: nn.Module) -> tuple[Measurement, ...]:
+        """Return every score of a network, the deciding one first."""
+        found: list[Measurement] = []
+        for name, function in self.evaluate.items() if isinstance(self.evaluate, Mapping) else [(None, self.evaluate)]:
+            found += _measured(function, model, name)
+        names = [each.name for each in found]
+        twice = [name for name in names if names.count(name) > 1]
+        if not found or twice:
+            what = f"two scores of the name {twice[0]!r}" if twice else "no score"
+            raise ValueError(f"evaluate gave {what}; it must give one or more, each under its own name")
+        return tuple(found)
+
+
+def _measured(function: Any, model: nn.Module, name: str | None) -> list[Measurement]:
+    """Return the scores that one function gives.
+
+    Args:
+        function: The user's.
+        model: The network.
+        name: Of the score, if it has one from outside.
+
+    Raises:
+        ValueError: If it fails, or returns something else.
+    """
+    try:
+        with evaluation_mode(model), torch.no_grad():
+            each = getattr(function, "per_example", None)
+            value = function(model) if each is None else each(model)
+    except Exception as error:
+        if isinstance(function, Accuracy) and isinstance(error, ValueError):
+            raise
+        raise ValueError(f"evaluate raised {type(error).__name__}: {error}") from error
+    if isinstance(value, Mapping):
+        return [_checked(each if isinstance(each, Measurement) else Measurement(each), key) for key, each in value.items()]
+    if not isinstance(value, Measurement):
+        own = {key: getattr(function, key) for key in ("name", "unit", "larger_is_better") if hasattr(function, key)}
+        value = Measurement(value, **own)
+    return [_checked(value, name)]
+
+
+def _checked(found: Measurement, name: str | None) -> Measurement:
+    """Return a measurement under its name, its value a float or the scores of two examples or more.
+
+    Raises:
+        ValueError: If the value is no finite number, or no fraction although its unit is points.
+    """
+    found, value = found if name is None else replace(found, name=name), found.value
+    try:
+        if isinstance(value, str | bytes):
+            raise TypeError
+        number = float(value.double().mean()) if isinstance(value, Tensor) else float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"evaluate returned {type(value).__name__}; it must return a number, larger is better, a spectrim.Measurement, or "
+            "a dict of these by name"
+        ) from error
+    if not math.isfinite(number):
+        raise ValueError(f"evaluate returned {number}; it must return a finite number, larger is better")
+    if found.unit == POINTS and not 0 <= number <= 1:
+        raise ValueError(
+            f"evaluate gave {number:g} for {found.name} in points; it must be a fraction between 0 and 1, such as 0.917"
+        )
+    several = isinstance(value, Tensor) and value.ndim == 1 and len(value) > 1
+    return replace(found, value=value.double() if several else number)  # type: ignore[union-attr]
+
+
+def _compared(before: Measurement, after: Measurement) -> Score:
+    """Return the score of two networks.
+
+    Raises:
+        ValueError: If they were scored on other numbers of examples.
+    """
+    known = {"name": before.name, "unit": before.shown_unit, "larger_is_better": before.larger_is_better}
+    old, new = before.value, after.value
+    if not isinstance(old, Tensor) or not isinstance(new, Tensor):
+        return Score(before.mean, after.mean, **known)  # type: ignore[arg-type]
+    if len(old) != len(new):
+        raise ValueError(
+            f"per_example gave {len(old)} values for the original network and {len(new)} for this one; it must score the same "
+            "examples each time"
+        )
+    found = Score(before.mean, after.mean, None, len(old), **known)  # type: ignore[arg-type]
+    return replace(found, standard_error=found.scale * float((old.cpu() - new.cpu()).std()) / math.sqrt(len(old)))

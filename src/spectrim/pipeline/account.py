@@ -12,7 +12,8 @@ from torch import nn
 from spectrim.core.cost import Budget, written
 from spectrim.core.plan import Option, Plan
 from spectrim.core.progress import Spent
-from spectrim.core.records import Curve, Interactions, Report, Row, Score, Source, Training, Try
+from spectrim.core.records import Curve, Interactions, Report, Row, Source, Training, Try
+from spectrim.core.score import Score
 from spectrim.network.accuracy import Evaluate, Scorer
 from spectrim.network.build import factorized
 from spectrim.network.calling import Example, count, undisturbed
@@ -46,7 +47,7 @@ def account(
         prepared: From `prepare`.
         plan: From `choose`.
         realized: From `realize`.
-        evaluate: From a network to its score, larger is better; or the score, if it is known already.
+        evaluate: From a network to its score, as in `compress`; or the score, if it is known already.
         budget: What was asked; None for a plan of one's own.
         tries: Budgets tried on the way.
 

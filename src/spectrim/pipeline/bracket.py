@@ -11,11 +11,29 @@ import math
 from collections.abc import Callable
 
 from spectrim.core.records import Try
+from spectrim.core.score import POINTS
 
 RESOLUTION = 1.02  # the search ends when the best budget is within this ratio of one that breaks the bound, or should be
 LEAST = 0.02  # points; a drop below it is noise
+SHARE = 1 / 75  # of the bound, in other units: likewise
 POINTS_PER_NAT = 40.0  # before anything is measured
 CUTS = 12  # of the bracket, to find the budget of a predicted harm
+
+
+def holds(drop: float, bound: float) -> bool:
+    """Return whether a drop is within the bound, but for rounding."""
+    return drop <= bound * (1 + 1e-9) + 1e-12
+
+
+def noise_of(bound: float, before: float, unit: str) -> float:
+    """Return the drop below which there is none.
+
+    Args:
+        bound: What may be lost, in the unit of the score.
+        before: The original's score.
+        unit: Its unit.
+    """
+    return LEAST if unit == POINTS else max(SHARE * bound, 1e-4 * abs(before), 1e-12)
 
 
 class Bracket:
@@ -23,13 +41,14 @@ class Bracket:
 
     Args:
         least: Smallest fraction that any plan keeps.
-        points: The bound.
-        nats: Whether predicted harms are nats, so that a first guess can be made from them.
+        bound: What may be lost, in the unit of the score.
+        nats: Whether predicted harms are nats and the unit is points, so that a first guess can be made.
+        noise: A drop below it is none.
     """
 
-    def __init__(self, least: float, points: float, *, nats: bool) -> None:
+    def __init__(self, least: float, bound: float, *, nats: bool, noise: float = LEAST) -> None:
         """Store the arguments."""
-        self.low, self.high, self.points = least, 1.0, points
+        self.low, self.high, self.bound, self.noise = least, 1.0, bound, noise
         self.broke: tuple[float, float] | None = None  # predicted harm and drop at `low`
         self.held: tuple[float, float] | None = None  # at `high`
         self.nats, self.tries = nats, 0
@@ -45,10 +64,10 @@ class Bracket:
             keep: Budget.
             kept: Fraction that its plan keeps, at most `keep`.
             harm: Predicted.
-            drop: Measured, in points.
+            drop: Measured, in the unit of the bound.
         """
         self.tries += 1
-        if drop <= self.points + 1e-9:
+        if holds(drop, self.bound):
             self.high, self.held = min(keep, kept), (harm, drop)
             return True
         self.low, self.broke = keep, (harm, drop)
@@ -71,17 +90,17 @@ class Bracket:
             guess = math.sqrt(low * high)
             low, high = (guess, high) if predict(guess) > wanted else (low, guess)
         if self.held is not None and high >= self.high / RESOLUTION:
-            return None if self.held[1] > LEAST else middle
+            return None if self.held[1] > self.noise else middle
         margin = float(min(RESOLUTION**0.5, (self.high / self.low) ** 0.1))
         return min(self.high / margin, max(self.low * margin, high))
 
     def _harm(self) -> float | None:
         """Return the predicted harm at which the drop is expected to meet the bound."""
-        held = self.held if self.held is not None and self.held[1] > LEAST and self.held[0] > 0 else None
+        held = self.held if self.held is not None and self.held[1] > self.noise and self.held[0] > 0 else None
         if held is None and self.broke is None:
-            return self.points / POINTS_PER_NAT if self.nats and self.held is None else None
+            return self.bound / POINTS_PER_NAT if self.nats and self.held is None else None
         power = 1.0
         if held is not None and self.broke is not None and self.broke[0] > held[0]:
             power = math.log(self.broke[1] / held[1]) / math.log(self.broke[0] / held[0])
         harm, drop = held or self.broke or (0.0, 1.0)
-        return float(harm * (max(self.points, LEAST) / drop) ** (1 / min(4.0, max(0.25, power))))
+        return float(harm * (max(self.bound, self.noise) / drop) ** (1 / min(4.0, max(0.25, power))))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,8 @@ from torch import Tensor
 
 from spectrim.core.factorization import Moments
 from spectrim.core.progress import Progress, Spent
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,7 @@ class Ledger:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - self.running.pop(name)
         self.tick(name, 1.0)
+        LOG.info("%s: %.1f s", name, self.seconds[name])
 
     def tick(self, stage: str, share: float) -> None:
         """Report progress."""

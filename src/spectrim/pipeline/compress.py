@@ -14,6 +14,7 @@ from spectrim.network.accuracy import Evaluate, Scorer
 from spectrim.network.calling import Example, undisturbed
 from spectrim.network.reorder import reordered
 from spectrim.pipeline.account import account
+from spectrim.pipeline.bracket import holds
 from spectrim.pipeline.choose import choose
 from spectrim.pipeline.config import Config
 from spectrim.pipeline.maxdrop import maxdrop
@@ -45,8 +46,10 @@ def compress(  # noqa: PLR0913
         plan: A plan of one's own, such as an edited one: fitted and refitted exactly as a chosen one.
         calibration: Iterable of inputs or (inputs, targets); no labels are needed. Without it weights are approximated
             without looking at data.
-        evaluate: Called with a network in eval mode, returns a number, larger is better; a fraction between 0 and 1 for
-            MaxDrop, which requires it. `Accuracy` also gives the standard error; a `Scorer` has scored the original already.
+        evaluate: Called with a network in eval mode, returns a number, larger is better, or a `Measurement` in a unit of its
+            own, or a dict of these by name; or a dict of such functions. The first score decides, others are reported.
+            MaxDrop requires it, and of a plain number that it is a fraction between 0 and 1. `Accuracy` also gives the
+            standard error; a `Scorer` has scored the original already.
         config: How.
 
     Returns:
@@ -69,7 +72,7 @@ def compress(  # noqa: PLR0913
     scorer = None if evaluate is None else Scorer.of(evaluate, prepared.model)  # what is wrong with it is known at once
     if isinstance(budget, MaxDrop):
         assert scorer is not None
-        scorer.check_fraction()
+        scorer.check_drop(budget.points)
         if plan is None:
             return maxdrop(prepared, budget, scorer)
     if plan is None:
@@ -115,7 +118,5 @@ def _check_cost(prepared: Prepared, plan: Plan, bounds: Sequence[Bound]) -> None
 def _check_drop(report: Report, budget: MaxDrop) -> None:
     """Raise a BudgetError if the network of a given plan loses more than the budget given with it."""
     score = report.selection
-    if score is not None and score.drop > budget.points + 1e-9:
-        raise BudgetError(
-            f"the given plan loses {score.drop:.2f} points, more than {budget} allows; raise ranks, or leave the budget out"
-        )
+    if score is not None and not holds(score.drop, budget.points):
+        raise BudgetError(f"the given plan {score.lost()}, more than {budget} allows; raise ranks, or leave the budget out")

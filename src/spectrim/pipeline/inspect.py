@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
@@ -18,6 +18,7 @@ from spectrim.core.cost import NANOSECONDS, Cost
 from spectrim.core.deprecation import renamed
 from spectrim.core.factorization import Factorization, describe, fit_of
 from spectrim.core.layer import Layer, Shape
+from spectrim.core.markup import html_table
 from spectrim.core.menu import RESPONSE, LayerMenu, Menu
 from spectrim.factorize import CP, ChannelSVD, InputSVD, PivotSVD, SpatialSVD, TensorTrain, TiledSVD, Tucker2
 from spectrim.network.apart import opened
@@ -30,7 +31,7 @@ from spectrim.pipeline.config import Config
 from spectrim.pipeline.latency import latencies
 from spectrim.pipeline.prepare import prepare, target_of
 from spectrim.pipeline.stopwatch import Stopwatch
-from spectrim.report.text import short
+from spectrim.report.text import as_text, short
 from spectrim.sensitivity.options import layer_menu, offers
 
 ALL: tuple[Factorization, ...] = (
@@ -47,7 +48,7 @@ ALL: tuple[Factorization, ...] = (
 )
 
 
-WIDTH = 80  # columns of the table of times
+PLAIN = str.maketrans("", "", "() ")  # ranks in a table are without these
 ABBREVIATED = {
     "ChannelSVD": "Chan",
     "PivotSVD": "Piv",
@@ -110,8 +111,36 @@ class Inspection:
     untouched: float = 0.0
     target: dict[str, str] = field(default_factory=dict)
 
+    def tables(self) -> tuple[Table, ...]:
+        """Return all terminal tables: the layers, the ranks that pay, and the times if there are any."""
+        return (self.table(), self.ranks(), *((self.times(),) if self.time_ms is not None else ()))
+
+    def table(self) -> Table:
+        """Return a terminal table: what every layer costs, and how many singular values hold its energy."""
+        shapes = " and ".join(" x ".join(map(str, shape)) for shape in self.inputs)
+        title = f"{self.total.params:,} parameters, {self.total.macs:,} MACs of an input of {shapes}. " + (
+            "Rank of the kernel, singular values that hold 90 and 99 % of its energy"
+            + (f", and the least harm ({self.harm_unit}) at half of the MACs" if self.harm_unit else "")
+        )
+        harm = ("harm at half",) if self.harm_unit else ()
+        rows = []
+        for view in self.layers:
+            shape = "x".join(map(str, view.layer.weight))
+            ranks = map(str, (view.full_rank, view.rank_90, view.rank_99))
+            lost = ("-" if view.harm_at_half is None else f"{view.harm_at_half:.2g}",) if self.harm_unit else ()
+            rows.append((view.layer.name, shape, short(view.cost.params), short(view.cost.macs), *ranks, *lost))
+        return _laid(title, ("weight", "params", "MACs", "rank", "90 %", "99 %", *harm), rows, dense=False)
+
+    def ranks(self) -> Table:
+        """Return a terminal table: for each layer and method the largest rank that pays."""
+        names = list(dict.fromkeys(name for view in self.layers for name in view.methods))
+        legend = ", ".join(f"{ABBREVIATED[name]} {name}" for name in names if name in ABBREVIATED)
+        title = f"For each method the largest rank that pays{f' ({legend})' if legend else ''}"
+        rows = [(view.layer.name, *(view.methods.get(name, "-").translate(PLAIN) for name in names)) for view in self.layers]
+        return _laid(title, [ABBREVIATED.get(name, name) for name in names], rows, dense=True)
+
     def times(self) -> Table:
-        """Return a terminal table of 80 columns: where the time goes, and what decompositions would leave of it.
+        """Return a terminal table: where the time goes, and what decompositions would leave of it.
 
         Raises:
             ValueError: If nothing was timed.
@@ -123,39 +152,15 @@ class Inspection:
             f"{self.time_ms:.2f} ms on {where}. Per cent of the network's time, and for each method "
             "which per cent of the layer's time is left at half of its MACs; least: at any rank of any method"
         )
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=0, width=WIDTH)
         names = list(dict.fromkeys(name for view in self.layers for name in view.at_most))
-        table.add_column("layer", no_wrap=True, ratio=1)
-        for name in ("time", *(ABBREVIATED.get(name, name[:4]) for name in names), "least"):
-            table.add_column(name, justify="right", no_wrap=True, min_width=max(len(name), 4))
+        rows = []
         for view in self.layers:
             halves = (_percent(view.at_half.get(name)) for name in names)
             least = _percent(min(view.at_most.values(), default=None))
-            table.add_row(view.layer.name, f"{100 * (view.share or 0):.1f}", *halves, least)
+            rows.append((view.layer.name, f"{100 * (view.share or 0):.1f}", *halves, least))
+        table = _laid(title, ("time", *(ABBREVIATED.get(name, name) for name in names), "least"), rows, dense=True)
         table.add_section()
         table.add_row("of no layer", f"{100 * self.untouched:.1f}")
-        return table
-
-    def table(self) -> Table:
-        """Return a terminal table: for each method the largest rank that pays."""
-        shapes = " and ".join(" x ".join(map(str, shape)) for shape in self.inputs)
-        title = (
-            f"{self.total.params:,} parameters, {self.total.macs:,} MACs of an input of {shapes}. Rank of the kernel, singular "
-            "values that hold 90 and 99 % of its energy, and for each method the largest rank that pays"
-        )
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-        names = list(dict.fromkeys(name for view in self.layers for name in view.methods))
-        for name in ("layer", "weight"):
-            table.add_column(name, no_wrap=True)
-        harm = ("harm at half",) if self.harm_unit else ()
-        for name in ("params", "MACs", *harm, "rank", "90 %", "99 %", *names):
-            table.add_column(name.replace("SpatialSVD(axis=1)", "(axis=1)"), justify="right", no_wrap=True)
-        for view in self.layers:
-            shape = "x".join(map(str, view.layer.weight))
-            ranks = (str(number) for number in (view.full_rank, view.rank_90, view.rank_99))
-            paying = (view.methods.get(name, "-").replace(" ", "") for name in names)
-            lost = ("-" if view.harm_at_half is None else f"{view.harm_at_half:.2g}",) if self.harm_unit else ()
-            table.add_row(view.layer.name, shape, short(view.cost.params), short(view.cost.macs), *lost, *ranks, *paying)
         return table
 
     def to_json(self) -> str:
@@ -163,13 +168,20 @@ class Inspection:
         return json.dumps(asdict(self), indent=1) + "\n"
 
     def __str__(self) -> str:
-        """Return the table as text, and the layers left alone with their reasons."""
-        console = Console(width=160, emoji=False)
-        with console.capture() as capture:
-            console.print(self.table())
-            if self.time_ms is not None:
-                console.print(self.times(), width=WIDTH)
-        return capture.get() + "\n".join(self.lines())
+        """Return the tables as text of 80 columns, and the layers left alone with their reasons."""
+        return "\n".join((as_text(*self.tables()), *self.lines()))
+
+    def _repr_html_(self) -> str:
+        """Return a plain table for notebooks: what every layer costs, and the largest rank that pays."""
+        names = list(dict.fromkeys(name for view in self.layers for name in view.methods))
+        head = ("layer", "weight", "parameters", "MACs", "rank", "90 %", "99 %", *names)
+        rows = []
+        for view in self.layers:
+            numbers = (view.cost.params, view.cost.macs, view.full_rank, view.rank_90, view.rank_99)
+            cells = (view.layer.name, " x ".join(map(str, view.layer.weight)), *(f"{number:,}" for number in numbers))
+            rows.append((*cells, *(view.methods.get(name, "") for name in names)))
+        rows += [(name, reason) for name, reason in self.skipped.items()]
+        return html_table(f"{self.total.params:,} parameters, {self.total.macs:,} MACs", head, rows)
 
     def lines(self) -> list[str]:
         """Return a line for each module that cannot be factorized, and one of the layers where nothing saves time."""
@@ -241,6 +253,18 @@ def _bare(layer: Layer, config: Config) -> LayerMenu:
     offered = offers(layer, config.methods, None, multiple_of=config.multiples)
     falling = [[1 / (1 + number) for number in range(len(ranks))] for _, ranks in offered]
     return layer_menu(layer, offered, falling, bias=False, multiple_of=config.multiples)
+
+
+def _laid(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, dense: bool) -> Table:
+    """Return a terminal table: names of layers to the left, which may go on below, and numbers to the right."""
+    padding = (0, 0 if dense else 1, 0, 0)
+    table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=padding)
+    table.add_column("layer", overflow="fold", min_width=10)
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, *cells in rows:
+        table.add_row(escape(name), *cells)
+    return table
 
 
 def _percent(fraction: float | None) -> str:

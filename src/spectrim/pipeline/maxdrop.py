@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -10,12 +11,13 @@ from torch import nn
 from spectrim.core.cost import BudgetError, Keep, MaxDrop, Metric
 from spectrim.core.plan import Plan
 from spectrim.core.progress import Spent
-from spectrim.core.records import Score, Try
+from spectrim.core.records import Try
+from spectrim.core.score import POINTS, Score
 from spectrim.network.accuracy import Evaluate, Scorer
 from spectrim.network.calling import undisturbed, unwrap
 from spectrim.network.reorder import reordered
 from spectrim.pipeline.account import account
-from spectrim.pipeline.bracket import RESOLUTION, Bracket
+from spectrim.pipeline.bracket import RESOLUTION, Bracket, holds, noise_of
 from spectrim.pipeline.choose import choose, scored
 from spectrim.pipeline.prepare import Prepared
 from spectrim.pipeline.prices import priced
@@ -23,6 +25,7 @@ from spectrim.pipeline.probe import network_probe
 from spectrim.pipeline.realize import Realized, realize
 from spectrim.pipeline.result import Result
 
+LOG = logging.getLogger(__name__)
 MOST = 60  # budgets tried
 
 Recover = Callable[[nn.Module], nn.Module]
@@ -43,7 +46,8 @@ def maxdrop(
     Args:
         prepared: From `prepare`.
         budget: The bound, and what to make small.
-        evaluate: Called with a network in eval mode, returns a fraction between 0 and 1, larger is better.
+        evaluate: Called with a network in eval mode, returns a fraction between 0 and 1, larger is better, or a `Measurement`
+            in another unit, in which the bound then is; or a dict of these by name, of which the first decides.
         recover: Called with every compressed network before it is evaluated, returns the network to evaluate: fine-tuning
             after the cut. It may change what it is given.
         start: A budget that holds the bound already, and is to be undercut; by default the original network.
@@ -54,15 +58,17 @@ def maxdrop(
 
     Raises:
         BudgetError: If none does.
-        ValueError: If evaluate returns no such fraction.
+        ValueError: If evaluate returns no such score.
     """
     metric, ledger = budget.metric, prepared.ledger()
     with ledger.stage("evaluate"):
         scorer = Scorer.of(evaluate, prepared.model)
-    scorer.check_fraction()
+    scorer.check_drop(budget.points)
     prepared = priced(prepared, [metric])
     trials = _Trials(scored(prepared, metric), metric, scorer, recover)
-    bracket = Bracket(least(prepared, metric), budget.points, nats=prepared.moments is not None and prepared.config.gradient)
+    in_points, nats = scorer.unit == POINTS, prepared.moments is not None and prepared.config.gradient
+    noise = noise_of(budget.points, scorer.mean, scorer.unit)
+    bracket = Bracket(least(prepared, metric), budget.points, nats=nats and in_points, noise=noise)
     if start is not None:
         bracket.begin(start)
     best: Trial | None = None
@@ -71,7 +77,7 @@ def maxdrop(
         if bracket.add(keep, trials.kept(found.plan), found.plan.harm, found.score.drop):
             best = found
     if best is None:
-        raise BudgetError(f"{budget} cannot be met: {trials.last()}; allow more points, or give more calibration images")
+        raise BudgetError(f"{budget} cannot be met: {trials.last()}; allow more, or give more calibration images")
     if (
         bracket.tries < most and network_probe(prepared, ledger) is not None
     ):  # measured choices may reach what predictions missed
@@ -80,7 +86,7 @@ def maxdrop(
         trials.spent += plan.spent
         if plan != trials.plan(missed.fraction):
             found = trials.measure(plan)
-            best = found if found.score.drop <= budget.points + 1e-9 else best
+            best = found if holds(found.score.drop, budget.points) else best
     plan = replace(best.plan, spent=trials.spent + ledger.spent)
     realized = replace(best.realized, spent=Spent())
     report = account(trials.prepared, plan, realized, best.score, budget=budget, tries=trials.tries())
@@ -143,6 +149,7 @@ class _Trials:
             with ledger.stage("evaluate"):
                 score = self.scorer.score(realized.model)
             self.found[name] = Trial(plan, realized, score)
+            LOG.info("%.1f %% of the %s kept: %s %s", 100 * self.kept(plan), self.metric, score.name, score.text())
             self.spent += realized.spent + ledger.spent
             ledger.tick("budgets tried", min(0.99, len(self.found) / 6))
         return self.found[name]
@@ -160,8 +167,8 @@ class _Trials:
         """Return what the last budget tried has lost, in words."""
         if not self.found:
             return "there is no smaller budget to try"
-        found = self.tries()[-1]
-        return f"keeping {100 * found.kept:.1f} % of the {self.metric} already loses {found.drop:.2f} points"
+        found = list(self.found.values())[-1]
+        return f"keeping {100 * self.kept(found.plan):.1f} % of the {self.metric} already {found.score.lost()}"
 
 
 def least(prepared: Prepared, metric: Metric) -> float:

@@ -8,7 +8,6 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from safetensors import SafetensorError
 from torch import nn
 
@@ -17,7 +16,7 @@ from spectrim.core.records import Report
 from spectrim.network.calling import first_line
 from spectrim.network.state import load_weights, save_weights
 from spectrim.network.surgery import skeleton
-from spectrim.report import lines, page, table
+from spectrim.report import as_text, lines, page, table
 
 
 @dataclass(frozen=True)
@@ -30,10 +29,11 @@ class Result:
 
     def __str__(self) -> str:
         """Return the report as text: the layers in a table, and the findings."""
-        console = Console(width=120, emoji=False)
-        with console.capture() as capture:
-            console.print(table(self.report))
-        return capture.get() + "\n".join(lines(self.report))
+        return "\n".join((as_text(table(self.report)), *lines(self.report)))
+
+    def _repr_html_(self) -> str:
+        """Return plain tables for notebooks: the report's, and the plan's."""
+        return self.report._repr_html_() + self.plan._repr_html_()
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write plan.json, model.safetensors, report.json and, with the `report` extra installed, report.html.

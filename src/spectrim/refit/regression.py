@@ -280,9 +280,11 @@ def dense_fit(option: Option, module: nn.Module, regression: Regression) -> Refi
         best = regression.best(fixed)
         if regression.misfit(best, bias=fixed) < regression.misfit(regression.start, bias=before):
             target, new = regression.target(best), copy.deepcopy(module)
-            new.weight.copy_(from_canonical(layer, target.kernel))
-            if target.linear is not None and isinstance(new.bias, Tensor):
-                new.bias.copy_((target.moments.response_mean - target.linear).flatten())
+            assert target.moments is not None and target.linear is not None
+            put = {"weight": from_canonical(layer, target.kernel), "bias": target.moments.response_mean - target.linear}
+            for name, value in put.items():
+                if isinstance(parameter := getattr(new, name), Tensor):  # there may be no bias
+                    parameter.copy_(value.reshape(parameter.shape))
             return RefittedLayer(layer.name, new, target, 0)
     return RefittedLayer(layer.name, module, own_target(layer, module, regression.moments), 0, HURTS)
 

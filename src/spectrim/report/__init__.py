@@ -3,8 +3,8 @@
 from spectrim.core.records import MOVED
 from spectrim.report.html import page
 from spectrim.report.plot import plot
-from spectrim.report.text import lines, table
+from spectrim.report.text import as_text, lines, table
 
-__all__ = ["lines", "page", "plot", "table"]
+__all__ = ["as_text", "lines", "page", "plot", "table"]
 
 MOVED.update(lines=lines, table=table, page=page)

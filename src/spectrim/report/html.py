@@ -59,7 +59,7 @@ def _plots(report: Report) -> list[tuple[str, str]]:
     if report.flatness:
         plots.append(("Loss on the straight way from the kernels to their low-rank reconstructions", _flatness(report)))
     if report.tries:
-        plots.append(("What MaxDrop tried: points lost at each budget", _tries(report)))
+        plots.append(("What MaxDrop tried: what each budget lost", _tries(report)))
     return plots
 
 
@@ -90,7 +90,8 @@ def _tries(report: Report) -> str:
     tried = sorted(report.tries, key=lambda found: found.kept)
     axes.plot([100 * found.kept for found in tried], [found.drop for found in tried], "o-", color="#2f6fa8")
     axes.set_xlabel("kept, %")
-    axes.set_ylabel("drop, points")
+    score = report.selection
+    axes.set_ylabel("drop" if score is None else f"{score.direction} of {score.name}, {score.unit}".rstrip(", "))
     axes.spines[["top", "right"]].set_visible(False)
     return _svg(figure)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -12,13 +13,15 @@ from spectrim.core.records import Report, Training
 from spectrim.factorize import USUAL as USUAL_METHODS
 from spectrim.search import USUAL as USUAL_SEARCH
 
+WIDTH = 80  # columns of a table as text
+
 
 def table(report: Report) -> Table:
     """Return the layers as a terminal table of 80 columns for usual names, totals last; its title says if it is slower."""
     title = f"{report.budget}\n{slower(report)}".strip()
     table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("layer", "method"):
-        table.add_column(name, no_wrap=True)
+    table.add_column("layer", overflow="fold", min_width=10)
+    table.add_column("method", no_wrap=True)
     for name in ("rank", "params", "after", "MACs", "after"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in report.rows:
@@ -32,6 +35,15 @@ def table(report: Report) -> Table:
     return table
 
 
+def as_text(*tables: Table) -> str:
+    """Return terminal tables as text of 80 columns: names that are longer go on below."""
+    console = Console(width=WIDTH, emoji=False, no_color=True)
+    with console.capture() as capture:
+        for each in tables:
+            console.print(each)
+    return capture.get().rstrip("\n")
+
+
 def lines(report: Report) -> list[str]:
     """Return the findings below the table, a line each."""
     lines = [
@@ -39,10 +51,7 @@ def lines(report: Report) -> list[str]:
         f"MACs {report.before.macs:,} -> {report.after.macs:,} ({100 * report.kept[1]:.1f} % kept)"
     ]
     lines += _chosen_by(report)
-    if report.selection is not None:
-        lines.append(f"score on the selection images  {report.selection.text()}")
-    if report.test is not None:
-        lines.append(f"score on the test images       {report.test.text()}")
+    lines += _scores(report)
     if report.latency is not None:
         lines.append(_latency(report.latency, report))
     if report.training is not None:
@@ -64,6 +73,14 @@ def lines(report: Report) -> list[str]:
     for name, reason in report.skipped.items():
         lines.append(f"left alone  {name}: {reason}")
     return lines
+
+
+def _scores(report: Report) -> list[str]:
+    """Return a line for every score, the deciding ones first; numbers begin below each other."""
+    sides = (("selection", report.selection), ("test", report.test))
+    scores = [(f"{score.name} on the {side} images", score) for side, first in sides if first for score in first.every]
+    width = max((len(label) for label, _ in scores), default=0)
+    return [f"{label:{width}s}  {score.text()}" for label, score in scores]
 
 
 def slower(report: Report) -> str:

@@ -11,6 +11,7 @@ would stay, and the package would need them wherever it is installed. Those who 
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
@@ -31,6 +32,7 @@ from spectrim.train.loss import training_loss
 from spectrim.train.precision import autocast
 from spectrim.train.recipe import Recipe, make_optimizer, one_cycle
 
+LOG = logging.getLogger(__name__)
 SAVE_SECONDS = 60.0  # between two checkpoints
 DIVERGED = 100.0  # nats; guessing among a thousand classes costs 7
 CHECK_EVERY = 20  # steps between two readings of the loss, which wait for the device
@@ -164,6 +166,7 @@ class _TrainingRun:
             if ended:
                 self.losses.append(float(self.loss_sum) / self.length)
                 self.loss_sum.zero_()
+                LOG.info("epoch %d of %d: loss %.4f", len(self.losses), self.recipe.epochs, self.losses[-1])
             now = time.perf_counter()
             self.seconds, begin = self.seconds + now - begin, now
             if now - self.saved > SAVE_SECONDS or self.steps == self.total or self.interruption.requested:
