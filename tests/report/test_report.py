@@ -9,7 +9,8 @@ from rich.console import Console
 
 import spectrim as st
 from spectrim.core.bench import Verdict
-from spectrim.core.records import Curve, Interactions, Latency, Report, Row, Score, Source, Training, Try
+from spectrim.core.figures import Curve, Try
+from spectrim.core.records import Interactions, Latency, Report, Row, Score, Source, Training
 from spectrim.report import lines, page, plot, table
 from spectrim.report.text import short
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from spectrim.core.records import Try
+from spectrim.core.figures import Try
 
 RESOLUTION = 1.02  # the search ends when the best budget is within this ratio of one that breaks the bound, or should be
 LEAST = 0.02  # points; a drop below it is noise
