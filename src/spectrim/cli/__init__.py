@@ -1,4 +1,4 @@
-"""The command line: demo | inspect | compress | train | evaluate | bench | export, each a few lines over the library.
+"""The command line: demo | inspect | compress | train | evaluate | bench | export | report, each a few lines over the library.
 
 Exit codes: 0 done, 1 the budget cannot be met, 2 bad input (one sentence), 130 interrupted (compress and train keep what was
 done, for --resume).
@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 import spectrim
-from spectrim.cli import bench, compress, demo, evaluate, export, inspect, train
+from spectrim.cli import bench, compress, demo, evaluate, export, inspect, report, train
 from spectrim.cli.models import told
+from spectrim.cli.runs import TYPED
 from spectrim.cli.terminal import err
 from spectrim.core.cost import BudgetError
 
@@ -29,7 +30,17 @@ app = App(
     help="Make trained convolutional networks smaller and faster.",
     suppress_keyboard_interrupt=False,
 )
-for command in (demo.demo, inspect.inspect, compress.compress, train.train, evaluate.evaluate, bench.bench, export.export):
+COMMANDS = (
+    demo.demo,
+    inspect.inspect,
+    compress.compress,
+    train.train,
+    evaluate.evaluate,
+    bench.bench,
+    export.export,
+    report.report,
+)
+for command in COMMANDS:
     app.command(command)
 
 
@@ -39,9 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # of a name that the terminal cannot show
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    TYPED.set(words)
     try:
         app(
-            list(arguments) if arguments is not None else None,
+            words,
             exit_on_error=False,
             print_error=False,
             result_action="return_value",

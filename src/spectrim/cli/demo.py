@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from spectrim.cli.options import Json, device_of
-from spectrim.cli.runs import free
+from spectrim.cli.runs import free, typed
 from spectrim.cli.targets import RuntimeOptions
 from spectrim.cli.terminal import progress, show
 from spectrim.demo import run_demo
@@ -39,5 +40,7 @@ def demo(
     place, target = device_of(device), runtime.chosen()
     with progress(as_json) as advance:
         result = run_demo(advance, device=place, target=target)
-    result.save(folder)
-    show(result.report, folder, as_json)
+    assert result.report.source is not None
+    report = replace(result.report, source=replace(result.report.source, command=typed()))
+    replace(result, report=report).save(folder)
+    show(report, folder, as_json)

@@ -23,7 +23,7 @@ from spectrim.pipeline.prices import priced
 from spectrim.pipeline.probe import network_probe
 from spectrim.pipeline.realize import Realized, realize
 from spectrim.pipeline.result import Result
-from spectrim.pipeline.stopwatch import ROUGH, Stopwatch
+from spectrim.pipeline.stopwatch import Stopwatch
 
 MOST = 60  # budgets tried
 
@@ -166,7 +166,7 @@ class _Trials:
         ledger = self.prepared.ledger()
         stopwatch = Stopwatch.of(self.prepared, ledger)
         try:
-            times = [stopwatch.ratio(each.plan, seconds=ROUGH) for each in self.found.values()]
+            times = [stopwatch.ratio(each.plan) for each in self.found.values()]
         except ValueError:  # the networks cannot be exported; the report's note on its times says why
             return self.tries()
         self.spent += ledger.spent
