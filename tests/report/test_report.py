@@ -302,6 +302,8 @@ def test_runs_beside_each_other():
     html = compare({"small": first, "smaller": other})
     assert "score -2.00 ± 0.50 points; time 1.50 times that of the first (1.42-1.60)" in html
     assert html.count("Tucker2, rank (2, 4), 18 % of the MACs") == 2
+    for told in ("90.00 → 87.00", "40.0 %", "2 → 1.2", "✗ lost 3.00 ± 0.40 points", "✓ faster: 0.60 times"):
+        assert told in html, told
     elsewhere = dataclasses.replace(other, target={"target": "OpenVINO"})
     assert "; time 1.50" not in compare({"small": first, "smaller": elsewhere})
     for strange in (
@@ -315,6 +317,9 @@ def test_runs_that_tried_budgets_share_their_figures():
     tried = report_of("tries")
     assert set(compared({"a": tried, "b": tried})) == {"trade_off_params", "trade_off_macs"}
     assert compared({"a": BARE, "b": BARE}) == {}
+    timed = dataclasses.replace(tried, tries=tuple(dataclasses.replace(each, time=0.5) for each in tried.tries), machine="one")
+    assert "trade_off_time" in compared({"a": timed, "b": timed})
+    assert "trade_off_time" not in compared({"a": timed, "b": dataclasses.replace(timed, machine="another")})
 
 
 def test_the_plot_of_a_bench_has_a_bar_a_network(tmp_path):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from spectrim.core.records import Report, Row
 from spectrim.report import findings, words
-from spectrim.report.findings import Finding
+from spectrim.report.findings import Finding, same_clock
 
 Told = Finding | str
 
@@ -30,7 +30,7 @@ def rows(reports: Mapping[str, Report]) -> dict[str, dict[str, Told]]:
 
 
 def _cells(report: Report) -> dict[str, Told]:
-    found: dict[str, Told] = {"what": words.title(report), "asked for": words.asked(report)}
+    found: dict[str, Told] = {"result": words.title(report), "asked for": words.asked(report)}
     failures = findings.failures(report)
     if failures:
         found["failures"] = Finding(failures[0].kind, "; ".join(failure.text for failure in failures))
@@ -74,7 +74,7 @@ def _scores(first: Report, other: Report) -> str:
 
 def _times(first: Report, other: Report) -> str:
     one, two = first.verdict, other.verdict
-    if one is None or two is None or first.target != other.target or first.machine != other.machine:
+    if one is None or two is None or not same_clock([first, other]):
         return ""
     return f"time {two.ratio / one.ratio:.2f} times that of the first ({two.low / one.high:.2f}-{two.high / one.low:.2f})"
 

@@ -8,6 +8,7 @@ from typing import Any
 from spectrim.core.figures import Try
 from spectrim.core.records import Report, Score
 from spectrim.report.drawing import BAD, GOOD, PLAIN, SERIES, figure, hover, legend, short, zoom
+from spectrim.report.findings import same_clock
 from spectrim.report.spectra import of_layer, spectra
 
 
@@ -36,7 +37,7 @@ def figures(report: Report) -> dict[str, Any]:
 
 
 def compared(reports: Mapping[str, Report]) -> dict[str, Any]:
-    """Return the trade-offs of several runs in the same figures, of those that tried several budgets.
+    """Return the trade-offs of several runs in the same figures, of those that tried several budgets; times if of one machine.
 
     Args:
         reports: By the names of the runs; scores of the same network on the same images.
@@ -45,7 +46,8 @@ def compared(reports: Mapping[str, Report]) -> dict[str, Any]:
         ImportError: If Bokeh is not installed.
     """
     tried = {name: (each, each.selection) for name, each in reports.items() if each.selection and len(each.tries) > 1}
-    return _trade_offs(tried) if tried else {}
+    found = _trade_offs(tried) if tried else {}
+    return found if same_clock(reports.values()) else {name: each for name, each in found.items() if not name.endswith("time")}
 
 
 def _trade_offs(tried: Mapping[str, tuple[Report, Score]]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -72,6 +72,11 @@ def time(report: Report) -> Finding | None:
     text = f"{found.word}: {found.ratio:.2f} times the original's time, 95 % interval {found.low:.2f}-{found.high:.2f}"
     kinds: dict[str, Literal["good", "bad"]] = {"faster": "good", "slower": "bad"}
     return Finding(kinds.get(found.word, "open"), text)
+
+
+def same_clock(reports: Iterable[Report]) -> bool:
+    """Whether times of several reports are of one runtime, version and machine."""
+    return len({(str(sorted(report.target.items())), report.machine) for report in reports}) == 1
 
 
 def failures(report: Report) -> list[Finding]:
