@@ -166,6 +166,12 @@ def test_paths_that_are_no_utf_8_are_shown():
     assert "a\\udcff.npz" in page(dataclasses.replace(BARE, source=source, network="Net"))
 
 
+def test_a_page_of_an_edited_report_has_what_is_there():
+    rows = tuple(dataclasses.replace(row, time=(2.0, 1.0)) for row in BARE.rows)
+    odd = dataclasses.replace(BARE, rows=rows, row_times="measured", date="yesterday", target={"target": "PyTorch"})
+    assert "2.000 → 1.000" in page(odd) and "<h1>a network, compressed</h1>" in page(odd)
+
+
 def test_the_table_fits_a_terminal():
     console = Console(width=80)
     with console.capture() as capture:

@@ -92,10 +92,8 @@ def _share(tried: Try, field: str, report: Report) -> float | None:
 
 def _same(tried: Try, report: Report, score: Score) -> bool:
     """Whether it is the budget whose network was returned."""
-    kept = report.kept if tried.params is None else None
-    if kept is not None:
-        return any(abs(tried.kept - share) < 1e-6 for share in kept) and abs(tried.drop - score.drop) < 1e-6
-    return abs((tried.params or 0) - report.kept[0]) < 1e-6 and abs(tried.drop - score.drop) < 1e-6
+    share = tried.kept if tried.params is None else tried.params
+    return abs(tried.drop - score.drop) < 1e-6 and any(abs(share - kept) < 1e-6 for kept in report.kept)
 
 
 LOOKS = {  # marker, size and colour of a budget
