@@ -36,7 +36,7 @@ class Row:
     macs_after: int
     harm: float
     fitted: str = ""
-    time: tuple[float, float] | None = None
+    time: tuple[float, float] | None = field(default=None, compare=False)  # no two measurements are the same
 
 
 @dataclass(frozen=True)

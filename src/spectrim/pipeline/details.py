@@ -113,16 +113,18 @@ def row_times(
 
 def _measured(model: nn.Module, names: Sequence[str], example: Example, target: Torch) -> dict[str, float]:
     """Return the median milliseconds that each module takes of one forward, all its calls together."""
-    network, taken = duplicate(model).eval(), dict.fromkeys(names, 0.0)
+    network = duplicate(model).eval()
+    modules = dict(network.named_modules(remove_duplicate=False))
+    names = [name for name in names if name in modules]  # one that was split stands elsewhere
+    taken = dict.fromkeys(names, 0.0)
     clock = time.process_time if target.clock == "process" else time.perf_counter
 
     def add(name: str, sign: float, *_: Any) -> None:
         taken[name] += sign * 1000 * clock()
 
     for name in names:
-        module = network.get_submodule(name)
-        module.register_forward_pre_hook(partial(add, name, -1.0))
-        module.register_forward_hook(partial(add, name, 1.0))
+        modules[name].register_forward_pre_hook(partial(add, name, -1.0))
+        modules[name].register_forward_hook(partial(add, name, 1.0))
     runs = []
     for _ in range(1 + RUNS):
         taken.update(dict.fromkeys(names, 0.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -169,9 +170,9 @@ def _saved(report: Report) -> Any:
         "parameters": [100 * (row.params_before - row.params_after) / max(whole.params, 1) for row in rows],
         "MACs": [100 * (row.macs_before - row.macs_after) / max(whole.macs, 1) for row in rows],
     }
-    if report.latency is not None and all(row.time is not None for row in rows):
-        milliseconds = report.latency[0].median_ms
-        values["time"] = [100 * (row.time[0] - row.time[1]) / milliseconds for row in rows if row.time is not None]
+    times = [(math.nan, 0.0) if row.time is None else row.time for row in rows]
+    if report.latency is not None and any(row.time for row in rows):
+        values["time"] = [100 * (before - after) / report.latency[0].median_ms for before, after in times]
     return _bars([row.layer for row in rows], values, "saved, % of the whole", "0.0")
 
 
