@@ -9,10 +9,11 @@ from spectrim.core.bench import Bench, BenchRow, Latency, Verdict
 from spectrim.core.cost import AtMost, BudgetError, Cost, Keep, MaxDrop
 from spectrim.core.export import Export, Match, Preprocess
 from spectrim.core.factorization import Factorization, Fit, Moments, Rank
+from spectrim.core.figures import Try
 from spectrim.core.layer import Layer
 from spectrim.core.menu import LayerMenu, Menu
 from spectrim.core.plan import Option, Plan
-from spectrim.core.records import Report, Training, Try
+from spectrim.core.records import Report, Training
 from spectrim.core.score import Measurement, Score
 from spectrim.core.search import Probe, QuadraticModel, Search
 from spectrim.factorize import CP, ChannelSVD, InputSVD, PivotSVD, SpatialSVD, TensorTrain, TiledSVD, Tucker2

@@ -10,15 +10,15 @@ import spectrim as st
 from spectrim import cli
 from spectrim.factorize import cp
 from spectrim.pipeline import account
-from spectrim.report import html
+from spectrim.report import figures
 from spectrim.targets.timing import interleaved
 from world import edit_world, make_world, run
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    """No plots in the page, and few sweeps of CP's fits; `tests/report` and `tests/factorize` have both."""
-    monkeypatch.setattr(html, "_plots", lambda report: [])
+    """No figures in the page, and few sweeps of CP's fits; `tests/report` and `tests/factorize` have both."""
+    monkeypatch.setattr(figures, "figures", lambda report: {})
     monkeypatch.setattr(cp, "SWEEPS", 3)
     monkeypatch.setattr(cp, "SWEEPS_NEAR", 2)
 

@@ -41,6 +41,7 @@ COMMANDS = {  # of each the arguments, and what is in its JSON document
         ["bench", "nets.py:prints", "nets.py:build", "--input", "1,3,8,8", "--seconds", "0.01", "--target", "torch"],
         "rows",
     ),
+    "report": (["report", "{w}/run", "--out", "page.html"], "page"),
     "export": (["export", "{w}/run", "--to", "pt2", "--out", "model.pt2", "--input", "2,3,8,8"], 0),
 }
 
@@ -70,8 +71,8 @@ def test_quiet_prints_the_result_and_no_progress(world, command):
     assert code == 0 and not err.replace("building", "").strip(), err
     if command in ("demo", "compress", "train"):
         assert [Path(line).name for line in lines] == ["out"]
-    elif command == "export":
-        assert lines == ["model.pt2"]
+    elif command in ("report", "export"):
+        assert lines == [COMMANDS[command][0][COMMANDS[command][0].index("--out") + 1]]
     else:
         assert lines
 

@@ -13,8 +13,9 @@ import spectrim as st
 from mutations import examples, mutated, sentence
 from spectrim import report as rendered
 from spectrim.core.bench import Verdict
+from spectrim.core.figures import Curve, Limit, Spectrum, Try
 from spectrim.core.progress import Spent
-from spectrim.core.records import SCHEMA, Curve, Interactions, Latency, Report, Row, Source, Training, Try
+from spectrim.core.records import SCHEMA, Interactions, Latency, Report, Row, Source, Training
 from spectrim.core.score import Score
 
 OLD = Path(__file__).parent / "report-0.1.0.json"  # written by 0.1.0, fewer rows and tries kept
@@ -27,7 +28,20 @@ def full_report():
         st.Cost(1000, 90000),
         st.Cost(400, 30000),
         (
-            Row("conv1", "Conv2d", (8, 3, 3, 3), "Tucker2", (2, 4), 500, 100, 50000, 9000, 0.25, "refitted on 96 images"),
+            Row(
+                "conv1",
+                "Conv2d",
+                (8, 3, 3, 3),
+                "Tucker2",
+                (2, 4),
+                500,
+                100,
+                50000,
+                9000,
+                0.25,
+                "refitted on 96 images",
+                (1.0, 0.4),
+            ),
             Row("conv2", "Conv2d", (8, 8, 3, 3), "-", 0, 300, 300, 30000, 30000, 0.0),
         ),
         {"head": "excluded by the configuration"},
@@ -45,7 +59,7 @@ def full_report():
         target={"target": "PyTorch", "threads": "1"},
         seconds={"statistics": 1.5, "refit": 2.5},
         passes={"forward": 3.0, "backward": 1.0},
-        tries=(Try(0.6, 0.5, 0.1), Try(0.4, 2.0, 0.25)),
+        tries=(Try(0.6, 0.5, 0.1), Try(0.4, 2.0, 0.25, 0.5, 0.45, 0.4, 0.7)),
         training=Training({"epochs": 2}, 30, (1.5, 1.2), 9.0, 96, 3, 0.5, {"as trained": 0.9}, {"every": 2}),
         flatness=(Curve("before training", 0.2, (0.0, 1.0), (1.0, 2.0), (0.1, 0.2), (0.9, 0.5), 96),),
         images=96,
@@ -53,9 +67,29 @@ def full_report():
         config={"methods": ["Tucker2"], "seed": 0, "harm": None},
         versions={"spectrim": "0.2.0", "torch": "2.6"},
         source=Source(
-            "timm:resnet18", "npz:test.npz", "w.safetensors", "1,3,8,8", "0.5", "0.25", "npz:train.npz", None, "/data"
+            "timm:resnet18",
+            "npz:test.npz",
+            "w.safetensors",
+            "1,3,8,8",
+            "0.5",
+            "0.25",
+            "npz:train.npz",
+            None,
+            "/data",
+            "digits",
+            "spectrim demo",
         ),
         arguments={"keep": None, "max_drop": 1.5},
+        network="ResNet",
+        date="2026-11-27T19:29:32+00:00",
+        machine="some CPU, 2 cores, Linux",
+        limits=(Limit("MaxDrop", 1.5, "params"),),
+        stored=(4000, 1600),
+        row_times="measured in PyTorch, layer by layer",
+        spectra=(
+            Spectrum("conv1", "Tucker2", (3, 8), ((1, 2), (2, 4)), (4000, 9000), (0.5, 0.25)),
+            Spectrum("conv1", "ChannelSVD", 8, (2, 4), (8000, 17000), (0.4, 0.1)),
+        ),
     )
 
 
@@ -139,6 +173,8 @@ def test_fields_that_are_not_known_are_left_out():
         (lambda text: text.replace('"images": 96', f'"images": {10**30}'), "it must be a whole number below 2\\^63"),
         (lambda text: text.replace('"budget"', '"deep": ' + "[" * 60 + "]" * 60 + ', "budget"'), "nested more than 50 deep"),
         (lambda text: text.replace('"marginal": [', '"marginal": [0.5, '), "a list that does not go with its layers"),
+        (lambda text: text.replace('"harms": [', '"harms": [0.7, '), "the spectrum of 'conv1' has lists of several lengths"),
+        (lambda text: text.replace('"kind": "MaxDrop"', '"kind": "Least"'), r"limits\[0\].kind is 'Least'; it must be one of"),
     ],
 )
 def test_what_is_no_report_gets_a_sentence(change, words):

@@ -5,7 +5,8 @@ import json
 import pytest
 
 import spectrim as st
-from spectrim.core.records import Latency, Report, Source, Training, Try
+from spectrim.core.figures import Try
+from spectrim.core.records import Latency, Report, Source, Training
 from spectrim.core.score import Score
 from spectrim.integrations import tracking
 

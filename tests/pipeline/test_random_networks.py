@@ -234,7 +234,7 @@ def check_network(d, w):
 
 def quick(monkeypatch):
     """Nothing here is about pages or time."""
-    monkeypatch.setattr("spectrim.pipeline.account._timed", lambda target, models, example: ({}, []))
+    monkeypatch.setattr("spectrim.pipeline.account._timed", lambda *_: ({}, {}, []))
     monkeypatch.setattr("spectrim.pipeline.result.page", lambda report: "")
 
 

@@ -1,4 +1,4 @@
-"""The command line: demo | inspect | compress | train | evaluate | bench | export, each a few lines over the library.
+"""The command line: demo | inspect | compress | train | evaluate | bench | export | report, each a few lines over the library.
 
 Exit codes: 0 done, 1 the budget cannot be met, 2 bad input (one sentence), 130 interrupted (compress and train keep what was
 done, for --resume), 141 nobody reads the output any more.
@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 import spectrim
-from spectrim.cli import bench, compress, demo, evaluate, export, inspect, train
+from spectrim.cli import bench, compress, demo, evaluate, export, inspect, report, train
 from spectrim.cli.models import told
+from spectrim.cli.runs import TYPED
 from spectrim.cli.terminal import err
 from spectrim.core.cost import BudgetError
 
@@ -31,7 +32,17 @@ app = App(
     help="Make trained convolutional networks smaller and faster.",
     suppress_keyboard_interrupt=False,
 )
-for command in (demo.demo, inspect.inspect, compress.compress, train.train, evaluate.evaluate, bench.bench, export.export):
+COMMANDS = (
+    demo.demo,
+    inspect.inspect,
+    compress.compress,
+    train.train,
+    evaluate.evaluate,
+    bench.bench,
+    export.export,
+    report.report,
+)
+for command in COMMANDS:
     app.command(command)
 app.register_install_completion_command(add_to_startup=False)
 
@@ -42,8 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # of a name that the terminal cannot show
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    TYPED.set(words)
     try:
-        return _answer(list(sys.argv[1:] if arguments is None else arguments))
+        return _answer(words)
     except BudgetError as error:
         return _fail(str(error), 1)
     except KeyboardInterrupt as error:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +11,7 @@ from torch import nn
 
 from spectrim.cli.models import make_model
 from spectrim.cli.options import device_of
+from spectrim.cli.runs import check_file
 from spectrim.cli.saved import found, reopened
 from spectrim.cli.splits import parse_shape
 from spectrim.cli.targets import TARGETS, numbers, targets_of
@@ -74,8 +73,8 @@ def bench(
         raise ValueError(f"--seconds is {seconds:g}; it must be above 0, and below an hour")
     usual = ",".join(word for word, kind in TARGETS.items() if word != "executorch" and not kind.missing())
     targets = targets_of(usual if target is None else target, counts)
-    _check_output(out_file, (".json",))
-    _check_output(plot, (".png", ".svg", ".pdf"))
+    check_file(out_file, (".json",))
+    check_file(plot, (".png", ".svg", ".pdf"))
     models, example = _networks(run, other, input_shape, methods, device)
     with progress(output) as advance:
         result = run_bench(models, example, targets=targets, batches=sizes, seconds=seconds, progress=advance)
@@ -106,15 +105,3 @@ def _networks(
     saved = reopened(run, methods, device)
     example = torch.randn(shape) if shape else saved.images(found(saved.source.data, saved.source)).example
     return {"original": saved.original, "compressed": saved.small}, example.to(device)
-
-
-def _check_output(file: str | None, endings: Sequence[str]) -> None:
-    """Raise a ValueError if a file cannot be written, before the long work."""
-    if file is None:
-        return
-    if Path(file).suffix not in endings:
-        raise ValueError(f"the output {file!r} has the ending {Path(file).suffix!r}; it must be {' or '.join(endings)}")
-    if os.path.lexists(file):
-        raise ValueError(f"the output {file!r} exists already; choose another name or remove it first")
-    if not Path(file).parent.is_dir():
-        raise ValueError(f"the output {file!r} cannot be written: its folder is not there")

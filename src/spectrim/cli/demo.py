@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from spectrim.cli.options import device_of
-from spectrim.cli.runs import free
+from spectrim.cli.runs import free, typed
 from spectrim.cli.targets import RuntimeOptions
 from spectrim.cli.terminal import Output, Track, check_trackers, progress, show
 from spectrim.demo import run_demo
@@ -43,5 +44,7 @@ def demo(
     place, target = device_of(device), runtime.chosen()
     with progress(output) as advance:
         result = run_demo(advance, device=place, target=target)
-    result.save(folder)
-    return show(result.report, folder, output, track)
+    assert result.report.source is not None
+    report = replace(result.report, source=replace(result.report.source, command=typed()))
+    replace(result, report=report).save(folder)
+    return show(report, folder, output, track)

@@ -15,6 +15,7 @@ from torch import nn
 from spectrim.cli.datasets import is_callable_spec
 from spectrim.cli.methods import methods_of, named, only_imports, plan_of, search_of
 from spectrim.cli.models import load_weights, make_model
+from spectrim.cli.runs import typed
 from spectrim.cli.splits import Sources, Specs, first_examples, split_data
 from spectrim.cli.terminal import err
 from spectrim.core.plan import Plan
@@ -103,7 +104,8 @@ class Inputs:
         """Return what `spectrim evaluate` needs to find everything again."""
         form = {"input": self.input_shape, "mean": self.mean, "std": self.std}
         images = {"data": self.data, "calibration": self.calibration, "selection": self.selection}
-        return Source(model=model, weights=self.weights, folder=str(Path.cwd()), **images, **form)  # type: ignore[arg-type]
+        where = {"folder": str(Path.cwd()), "command": typed()}
+        return Source(model=model, weights=self.weights, **where, **images, **form)  # type: ignore[arg-type]
 
     def notes(self) -> list[str]:
         """Return what a reader of the report must know."""

@@ -6,8 +6,10 @@ import contextlib
 import dataclasses
 import json
 import os
+import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,13 @@ from spectrim.core.records import Report
 from spectrim.pipeline.result import check_output
 
 ARGUMENTS = "arguments.json"  # in a folder of unfinished work
+TYPED: ContextVar[Sequence[str]] = ContextVar("TYPED", default=())  # the words of the command line that runs
 OPTIONS = {"input_shape": "--input", "model": "MODEL"}  # names on the command line that do not follow from those in the code
+
+
+def typed() -> str:
+    """Return the command line that runs, as it is typed; without `--resume`, since it begins anew where nothing is there."""
+    return shlex.join(("spectrim", *(word for word in TYPED.get() if word != "--resume")))
 
 
 def options_of(**values: Any) -> dict[str, Any]:
@@ -125,6 +133,18 @@ class Run:
             )
 
 
+def report_of(run: str) -> Report:
+    """Return the report of a folder.
+
+    Raises:
+        ValueError: If it is no saved result, or one whose report cannot be read.
+    """
+    file = Path(run) / "report.json"
+    if not is_file(str(file)):
+        raise ValueError(f"{run!r} is no saved result: it has no report.json")
+    return read_report(file)
+
+
 def read_report(file: Path) -> Report:
     """Return the report in a file.
 
@@ -146,3 +166,15 @@ def free(name: str) -> str:
     """Return the name, or the first with a number that is not taken."""
     candidates = (name, *(f"{name}-{number}" for number in range(2, 1000)))
     return next(candidate for candidate in candidates if not os.path.exists(candidate))
+
+
+def check_file(file: str | None, endings: Sequence[str]) -> None:
+    """Raise a ValueError if a file cannot be written, before the long work."""
+    if file is None:
+        return
+    if Path(file).suffix not in endings:
+        raise ValueError(f"the output {file!r} has the ending {Path(file).suffix!r}; it must be {' or '.join(endings)}")
+    if os.path.lexists(file):
+        raise ValueError(f"the output {file!r} exists already; choose another name or remove it first")
+    if not Path(file).parent.is_dir():
+        raise ValueError(f"the output {file!r} cannot be written: its folder is not there")

@@ -8,9 +8,9 @@ from pathlib import Path
 from torch import nn
 
 from spectrim.cli.methods import import_methods
-from spectrim.cli.models import is_file, look_in, make_model
+from spectrim.cli.models import look_in, make_model
 from spectrim.cli.options import device_of
-from spectrim.cli.runs import read_report
+from spectrim.cli.runs import report_of
 from spectrim.cli.splits import Sources, Specs, split_data
 from spectrim.core.records import Source
 from spectrim.pipeline.result import load
@@ -52,10 +52,7 @@ def reopened(run: str, methods: str | None, device: str) -> Saved:
     Raises:
         ValueError: If it is no saved result, or one of which the original is not known or not there.
     """
-    file = Path(run) / "report.json"
-    if not is_file(str(file)):
-        raise ValueError(f"{run!r} is no saved result: it has no report.json")
-    report = read_report(file)
+    report = report_of(run)
     source = report.source
     if source is None:
         raise ValueError(f"{run!r} was not written by the command line, so its model is unknown; use spectrim.load in Python")

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from spectrim.core.bench import Latency, Verdict
 from spectrim.core.cost import Cost
+from spectrim.core.figures import Curve, Limit, Spectrum, Try
 from spectrim.core.markup import html_table
 from spectrim.core.reading import parsed, read
 from spectrim.core.score import Score, with_units
@@ -20,7 +21,10 @@ SCHEMA = 3  # of report.json; 1 is that of version 0.1.0, which did not say so; 
 
 @dataclass(frozen=True)
 class Row:
-    """One layer: what was chosen, its cost before and after (MACs of one example), predicted harm, and how it was fitted."""
+    """One layer: what was chosen, its cost before and after (MACs of one example), predicted harm, and how it was fitted.
+
+    `time` is its milliseconds in one forward before and after; `Report.row_times` says whether measured or predicted.
+    """
 
     layer: str
     kind: str
@@ -33,6 +37,7 @@ class Row:
     macs_after: int
     harm: float
     fitted: str = ""
+    time: tuple[float, float] | None = field(default=None, compare=False)  # no two measurements are the same
 
 
 @dataclass(frozen=True)
@@ -63,44 +68,6 @@ class Interactions:
 
 
 @dataclass(frozen=True)
-class Curve:
-    """Loss along W + t (W_r - W), the way from the kernels to their low-rank reconstructions.
-
-    Attributes:
-        label: What was measured, such as "before training".
-        distance: Of the reconstructions, relative to the norm of all planned kernels.
-        t: From 0, the network itself, to 1, all planned kernels at their low-rank reconstruction.
-        loss: Mean cross-entropy in nats at each t.
-        error: Standard error of each loss.
-        accuracy: Top-1 fraction at each t.
-        examples: How many images.
-    """
-
-    label: str
-    distance: float
-    t: tuple[float, ...]
-    loss: tuple[float, ...]
-    error: tuple[float, ...]
-    accuracy: tuple[float, ...]
-    examples: int
-
-
-@dataclass(frozen=True)
-class Try:
-    """One budget that MaxDrop tried.
-
-    Attributes:
-        kept: Fraction of the budget's metric that the plan keeps.
-        drop: What the deciding score lost, in its unit.
-        harm: Predicted harm of the plan.
-    """
-
-    kept: float
-    drop: float
-    harm: float
-
-
-@dataclass(frozen=True)
 class Source:
     """Where the command line had the network and the images from: what it takes to find them again.
 
@@ -111,6 +78,8 @@ class Source:
         input, mean, std: Input shape and normalisation as typed, or None.
         calibration, selection: Data specs, or None where images of `data` served.
         folder: Folder that relative paths start from.
+        images: What the images are called, where `data` does not say so.
+        command: The command line as typed.
     """
 
     model: str
@@ -122,6 +91,8 @@ class Source:
     calibration: str | None = None
     selection: str | None = None
     folder: str = ""
+    images: str = ""
+    command: str = ""
 
 
 @dataclass(frozen=True)
@@ -179,9 +150,16 @@ class Report:
         images: How many calibration images statistics and refit used.
         notes: What a reader must know.
         config: The settings that decide the result.
-        versions: Of this package and of torch.
+        versions: Of this package, torch and Python.
         source: Where the command line had everything from; None in Python.
         arguments: Of the command line, by name.
+        network: Name of the network's class.
+        date: When the report was made, as ISO 8601 with seconds.
+        machine: The CPU, its cores and the system.
+        limits: The bounds of the budget; none for a plan of one's own.
+        stored: Bytes of parameters and buffers, before and after.
+        row_times: How the layers' times were found, in words.
+        spectra: What each decomposition would lose of each layer, by rank; none of a given plan, whose menu has one rank.
     """
 
     budget: str
@@ -210,6 +188,13 @@ class Report:
     versions: Mapping[str, str] = field(default_factory=dict)
     source: Source | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    network: str = ""
+    date: str = ""
+    machine: str = ""
+    limits: tuple[Limit, ...] = ()
+    stored: tuple[int, int] | None = None
+    row_times: str = ""
+    spectra: tuple[Spectrum, ...] = ()
 
     @property
     def kept(self) -> tuple[float, float]:
@@ -308,6 +293,9 @@ def _consistent(report: Report) -> Report:
             raise ValueError(f"the curve {curve.label!r} has lists of several lengths, or empty ones")
     if report.training is not None and not report.training.loss:
         raise ValueError("training.loss is empty")
+    for spectrum in report.spectra:
+        if not len(spectrum.ranks) == len(spectrum.macs) == len(spectrum.harms) > 0:
+            raise ValueError(f"the spectrum of {spectrum.layer!r} has lists of several lengths, or empty ones")
     found = report.interactions
     if found is not None and {len(found.marginal), len(found.partners), *map(len, found.partners)} - {len(found.layers)}:
         raise ValueError("interactions has a list that does not go with its layers")

@@ -155,6 +155,11 @@ class Score:
         return data | {"also": [score.as_dict() for score in self.also]}
 
 
+def holds(drop: float, bound: float) -> bool:
+    """Return whether a drop is within the bound, but for rounding."""
+    return drop <= bound * (1 + 1e-9) + 1e-12
+
+
 def with_units(score: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     """Return a score of schema 2 or older as the present schema has it: points if it was a fraction, else a bare number."""
     if score is None:

@@ -29,6 +29,7 @@ SOURCE = Source(
     data="spectrim.demo:test_batches",
     calibration="spectrim.demo:calibration_batches",
     selection="spectrim.demo:selection_batches",
+    images="Fashion-MNIST",
 )
 
 

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 import torch
 from torch import nn
 
 from spectrim.core.cost import Budget, written
+from spectrim.core.figures import Curve, Try
 from spectrim.core.plan import Option, Plan
 from spectrim.core.progress import Spent
-from spectrim.core.records import Curve, Interactions, Report, Row, Source, Training, Try
+from spectrim.core.records import Interactions, Report, Row, Source, Training
 from spectrim.core.score import Score
 from spectrim.network.accuracy import Evaluate, Scorer
 from spectrim.network.build import factorized
 from spectrim.network.calling import Example, count, undisturbed
-from spectrim.network.counting import counted
+from spectrim.network.counting import counted, stored
 from spectrim.network.reorder import reordered
 from spectrim.network.survey import Survey, survey
 from spectrim.pipeline.config import Config
+from spectrim.pipeline.details import Times, limits, machine, row_times, spectra
 from spectrim.pipeline.prepare import Prepared, target_of
 from spectrim.pipeline.probe import network_probe
 from spectrim.pipeline.realize import Realized
@@ -73,15 +77,16 @@ def account(
                     for name, option in plan.items()
                 ]
                 joint = interactions(prepared, alone, small, seen)
+    models = prepared.model, reordered(small, prepared.example)
+    target = target_of(prepared.config, prepared.example)
     with ledger.stage("latency"):
-        models = prepared.model, reordered(small, prepared.example)
-        timed, untimed = _timed(target_of(prepared.config, prepared.example), models, prepared.example)
+        timed, times, untimed = _timed(target, models, prepared.survey, plan, prepared.example)
     spent = prepared.spent + plan.spent + realized.spent + ledger.spent
     return Report(
         written(budget) if budget is not None else "the given plan",
         prepared.original,
         after,
-        _rows(prepared.survey, plan, realized.decisions),
+        _rows(prepared.survey, plan, realized.decisions, times),
         prepared.survey.skipped,
         plan.harm,
         harm,
@@ -95,7 +100,8 @@ def account(
         images=count(prepared.calibration),
         notes=(*prepared.notes, *_notes(prepared), *realized.notes, *untimed),
         config=prepared.config.settings(),
-        versions=_versions(),
+        **_made(models, budget),
+        spectra=spectra(prepared.menu, plan),
     )
 
 
@@ -134,12 +140,12 @@ def account_training(trained: Trained, example: Example, config: Config, *, budg
     """
     found, plan = survey(trained.original, example), trained.plan
     models = trained.original, trained.model
-    timed, untimed = _timed(target_of(config, example), models, example) if plan else ({}, [])
+    timed, times, untimed = _timed(target_of(config, example), models, found, plan, example) if plan else ({}, {}, [])
     return Report(
         written(budget) if budget is not None else "the given plan" if plan else "ordinary training",
         plan.original,
         counted(trained.model, example).cost,
-        _rows(found, plan, {}),
+        _rows(found, plan, {}, times),
         found.skipped,
         None,
         None,
@@ -153,7 +159,7 @@ def account_training(trained: Trained, example: Example, config: Config, *, budg
         flatness=trained.curves,
         notes=tuple(untimed),
         config=config.settings(),
-        versions=_versions(),
+        **_made(models, budget),
     )
 
 
@@ -210,32 +216,38 @@ def interactions(
     )
 
 
-def _timed(target: Target, models: tuple[nn.Module, nn.Module], example: Example) -> tuple[dict[str, Any], list[str]]:
-    """Return the report's fields on time, of the original and the compressed network in turn; or why there are none.
+def _timed(
+    target: Target, models: tuple[nn.Module, nn.Module], found: Survey, plan: Plan, example: Example
+) -> tuple[dict[str, Any], Times, list[str]]:
+    """Return the report's fields on time, of both networks in turn, and the layers' times; or why there are none.
 
     Args:
         target: Where.
         models: Both.
+        found: Of the original.
+        plan: What was replaced.
         example: One batch.
     """
     try:
         sessions = [target.load(model, example) for model in models]
     except ValueError as error:  # work of hours is not lost for it
-        return {}, [f"there are no times: {error}"]
+        return {}, {}, [f"there are no times: {error}"]
     clock = sessions[0].clock
     old, new = interleaved(sessions)
-    found = (latency(old, target.threads, clock), latency(new, target.threads, clock))
-    return {"latency": found, "verdict": verdict(old, new, clock), "target": target.describe()}, []
+    both = (latency(old, target.threads, clock), latency(new, target.threads, clock))
+    times, how = row_times(target, models, layers=found.layers, plan=plan, example=example, whole=both[0].median_ms)
+    fields = {"latency": both, "verdict": verdict(old, new, clock), "target": target.describe(), "row_times": how}
+    return fields, times, []
 
 
-def _rows(found: Survey, plan: Plan, decisions: Mapping[str, str]) -> tuple[Row, ...]:
+def _rows(found: Survey, plan: Plan, decisions: Mapping[str, str], times: Times) -> tuple[Row, ...]:
     """Return a row per layer, in order of execution."""
     rows = []
     for layer in found.layers:
         option = plan.choices.get(layer.name, Option(layer))
         costs = (layer.cost.params, option.cost.params, layer.cost.macs, option.cost.macs)
         what = (layer.name, layer.kind, layer.weight, option.title, option.rank)
-        rows.append(Row(*what, *costs, option.harm, decisions.get(layer.name, "")))
+        rows.append(Row(*what, *costs, option.harm, decisions.get(layer.name, ""), times.get(layer.name)))
     return tuple(rows)
 
 
@@ -250,5 +262,18 @@ def _notes(prepared: Prepared) -> tuple[str, ...]:
     )
 
 
-def _versions() -> dict[str, str]:
-    return {"spectrim": __version__, "torch": torch.__version__}
+def _made(models: tuple[nn.Module, nn.Module], budget: Budget | None) -> dict[str, Any]:
+    """Return the report's fields on what it is about, when and with what it was made.
+
+    Args:
+        models: The original network and the compressed one.
+        budget: What was asked.
+    """
+    return {
+        "network": type(models[0]).__name__,
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "machine": machine(),
+        "versions": {"spectrim": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "limits": limits(budget),
+        "stored": (stored(models[0]), stored(models[1])),
+    }

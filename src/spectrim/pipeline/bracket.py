@@ -10,19 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from spectrim.core.records import Try
-from spectrim.core.score import POINTS
+from spectrim.core.figures import Try
+from spectrim.core.score import POINTS, holds
 
 RESOLUTION = 1.02  # the search ends when the best budget is within this ratio of one that breaks the bound, or should be
 LEAST = 0.02  # points; a drop below it is noise
 SHARE = 1 / 75  # of the bound, in other units: likewise
 POINTS_PER_NAT = 40.0  # before anything is measured
 CUTS = 12  # of the bracket, to find the budget of a predicted harm
-
-
-def holds(drop: float, bound: float) -> bool:
-    """Return whether a drop is within the bound, but for rounding."""
-    return drop <= bound * (1 + 1e-9) + 1e-12
 
 
 def noise_of(bound: float, before: float, unit: str) -> float:

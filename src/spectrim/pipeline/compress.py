@@ -10,11 +10,11 @@ from torch import nn
 from spectrim.core.cost import Bound, Budget, BudgetError, MaxDrop, bounds_of, limit_of
 from spectrim.core.plan import Plan
 from spectrim.core.records import Report
+from spectrim.core.score import holds
 from spectrim.network.accuracy import Evaluate, Scorer
 from spectrim.network.calling import Example, undisturbed
 from spectrim.network.reorder import reordered
 from spectrim.pipeline.account import account
-from spectrim.pipeline.bracket import holds
 from spectrim.pipeline.choose import choose
 from spectrim.pipeline.config import Config
 from spectrim.pipeline.maxdrop import maxdrop

@@ -8,22 +8,23 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from spectrim.core.cost import BudgetError, Keep, MaxDrop, Metric
+from spectrim.core.cost import COUNTED, BudgetError, Keep, MaxDrop, Metric
+from spectrim.core.figures import Try
 from spectrim.core.plan import Plan
 from spectrim.core.progress import Spent
-from spectrim.core.records import Try
-from spectrim.core.score import POINTS, Score
+from spectrim.core.score import POINTS, Score, holds
 from spectrim.network.accuracy import Evaluate, Scorer
 from spectrim.network.calling import undisturbed, unwrap
 from spectrim.network.reorder import reordered
 from spectrim.pipeline.account import account
-from spectrim.pipeline.bracket import RESOLUTION, Bracket, holds, noise_of
+from spectrim.pipeline.bracket import RESOLUTION, Bracket, noise_of
 from spectrim.pipeline.choose import choose, scored
 from spectrim.pipeline.prepare import Prepared
 from spectrim.pipeline.prices import priced
 from spectrim.pipeline.probe import network_probe
 from spectrim.pipeline.realize import Realized, realize
 from spectrim.pipeline.result import Result
+from spectrim.pipeline.stopwatch import Stopwatch
 
 LOG = logging.getLogger(__name__)
 MOST = 60  # budgets tried
@@ -87,9 +88,10 @@ def maxdrop(
         if plan != trials.plan(missed.fraction):
             found = trials.measure(plan)
             best = found if holds(found.score.drop, budget.points) else best
+    tries = trials.timed()
     plan = replace(best.plan, spent=trials.spent + ledger.spent)
     realized = replace(best.realized, spent=Spent())
-    report = account(trials.prepared, plan, realized, best.score, budget=budget, tries=trials.tries())
+    report = account(trials.prepared, plan, realized, best.score, budget=budget, tries=tries)
     return Result(reordered(realized.model, trials.prepared.example), plan, report)
 
 
@@ -161,7 +163,25 @@ class _Trials:
 
     def tries(self) -> tuple[Try, ...]:
         """Return every budget tried, in order."""
-        return tuple(Try(self.kept(each.plan), each.score.drop, each.plan.harm) for each in self.found.values())
+        return tuple(self._try(each.plan, each.score) for each in self.found.values())
+
+    def timed(self) -> tuple[Try, ...]:
+        """Return every budget tried, with its measured time where the user said on what it counts."""
+        if self.prepared.config.target is None:
+            return self.tries()
+        ledger = self.prepared.ledger()
+        stopwatch = Stopwatch.of(self.prepared, ledger)
+        try:
+            times = [stopwatch.ratio(each.plan) for each in self.found.values()]
+        except ValueError:  # the networks cannot be exported; the report's note on its times says why
+            return self.tries()
+        self.spent += ledger.spent
+        return tuple(replace(tried, time=time) for tried, time in zip(self.tries(), times, strict=True))
+
+    def _try(self, plan: Plan, score: Score) -> Try:
+        whole = self.prepared.original
+        shares = [plan.cost.of(metric) / max(whole.of(metric), 1) for metric in COUNTED]
+        return Try(self.kept(plan), score.drop, plan.harm, score.standard_error, *shares)
 
     def last(self) -> str:
         """Return what the last budget tried has lost, in words."""

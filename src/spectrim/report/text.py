@@ -11,14 +11,16 @@ from spectrim.core.bench import Latency
 from spectrim.core.factorization import describe
 from spectrim.core.records import Report, Training
 from spectrim.factorize import USUAL as USUAL_METHODS
+from spectrim.report.findings import failures, on_target, time
+from spectrim.report.words import dense
 from spectrim.search import USUAL as USUAL_SEARCH
 
 WIDTH = 80  # columns of a table as text
 
 
 def table(report: Report) -> Table:
-    """Return the layers as a terminal table of 80 columns for usual names, totals last; its title says if it is slower."""
-    title = f"{report.budget}\n{slower(report)}".strip()
+    """Return the layers as a terminal table of 80 columns for usual names, totals last; its title says what failed."""
+    title = "\n".join([report.budget, *(failure.text for failure in failures(report))])
     table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("layer", overflow="fold", min_width=10)
     table.add_column("method", no_wrap=True)
@@ -26,7 +28,7 @@ def table(report: Report) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for row in report.rows:
         rank = "" if row.method == "-" else str(row.rank)
-        method = "left alone" if row.method == "-" else row.method
+        method = dense(row) if row.method == "-" else row.method
         numbers = (row.params_before, row.params_after, row.macs_before, row.macs_after)
         table.add_row(escape(row.layer), escape(method), rank, *map(short, numbers), style="dim" if row.method == "-" else "")
     table.add_section()
@@ -83,33 +85,14 @@ def _scores(report: Report) -> list[str]:
     return [f"{label:{width}s}  {score.text()}" for label, score in scores]
 
 
-def slower(report: Report) -> str:
-    """Return a sentence if the network is slower than the original by the paired test; else nothing."""
-    if report.verdict is None or report.verdict.word != "slower":
-        return ""
-    return f"SLOWER: takes {report.verdict.ratio:.2f} times as long as the original{_on(report)}"
-
-
-def compared(report: Report) -> str:
-    """Return what the pairs of runs say of the two times; nothing where they were not compared in pairs."""
-    found = report.verdict
-    if found is None:
-        return ""
-    return f"{found.word}: {found.ratio:.2f} times the original's time, 95 % interval {found.low:.2f}-{found.high:.2f}"
-
-
-def _on(report: Report) -> str:
-    """Return the runtime that was timed, in words; nothing in old reports."""
-    return f" in {report.target['target']} {report.target['version']}" if {"target", "version"} <= set(report.target) else ""
-
-
 def _latency(pair: tuple[Latency, Latency], report: Report) -> str:
     """Return a line on time."""
     old, new = pair
     threads = f"{old.threads} thread{'s' * (old.threads > 1)}"
     quartiles = f"quartiles {old.low_ms:.2f}-{old.high_ms:.2f}, {new.low_ms:.2f}-{new.high_ms:.2f}; {old.runs} runs each"
-    words = f"{old.median_ms:.2f} -> {new.median_ms:.2f} ms{_on(report)} ({quartiles})"
-    return "; ".join(filter(None, (f"latency, {threads:16s} {words}", compared(report))))
+    compared = time(report)
+    words = f"{old.median_ms:.2f} -> {new.median_ms:.2f} ms{on_target(report)} ({quartiles})"
+    return "; ".join(filter(None, (f"latency, {threads:16s} {words}", compared.text if compared else "")))
 
 
 def _chosen_by(report: Report) -> list[str]:

@@ -68,7 +68,7 @@ class Torch(Target):
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         weights = [*network.parameters(), *network.buffers()]
         devices = {tensor.device for tensor in tensors_of([given, weights]) if tensor.device.type != "cpu"}
-        return partial(_forward, network, given, devices, self.threads), devices, stored(network)
+        return partial(forward, network, given, devices, self.threads), devices, stored(network)
 
     def describe(self) -> dict[str, str]:
         """Return version, device, threads and precision."""
@@ -87,7 +87,7 @@ def _moved(tensor: torch.Tensor, target: Torch) -> torch.Tensor:
     return new.contiguous(memory_format=torch.channels_last) if target.layout == "channels_last" and new.ndim == 4 else new
 
 
-def _forward(network: nn.Module, example: Example, devices: set[torch.device], threads: int) -> Any:
+def forward(network: nn.Module, example: Example, devices: set[torch.device], threads: int) -> Any:
     """Return what the network returns, when every device that takes part has finished."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -118,4 +118,4 @@ class Pt2(Format):
     def open(self, path: Path) -> Run:
         """Return what runs the file in PyTorch."""
         network = torch.export.load(path).module()
-        return lambda example: tensors_of(_forward(network, example, set(), self.target.threads))
+        return lambda example: tensors_of(forward(network, example, set(), self.target.threads))

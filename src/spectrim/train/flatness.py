@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spectrim.core.deprecation import renamed
+from spectrim.core.figures import Curve
 from spectrim.core.plan import Plan
-from spectrim.core.records import Curve
 from spectrim.factorize.algebra import from_canonical
 from spectrim.network.accuracy import check_labels
 from spectrim.network.build import working_weight
