@@ -312,9 +312,9 @@ def test_what_was_asked_is_in_the_unit_of_the_score():
     report = dataclasses.replace(BARE, limits=(Limit("MaxDrop", 0.02, "macs"),))
     assert words.asked(report) == "as few MACs as possible at a drop of at most 0.02"
     for score, asked in (
-        (Score(0.9, 0.9), "at a drop of score by at most 0.02 points"),
-        (Score(0.4, 0.4, None, None, "loss", "nats", False), "at a rise of loss by at most 0.02 nats"),
-        (Score(9.0, 9.0, None, None, "perplexity", "", False), "at a rise of perplexity by at most 0.02"),
+        (Score(0.9, 0.9), "at a drop of at most 0.02 points in score"),
+        (Score(0.4, 0.4, None, None, "loss", "nats", False), "at a rise of at most 0.02 nats in loss"),
+        (Score(9.0, 9.0, None, None, "perplexity", "", False), "at a rise of at most 0.02 in perplexity"),
     ):
         assert words.asked(dataclasses.replace(report, selection=score)) == f"as few MACs as possible {asked}"
 

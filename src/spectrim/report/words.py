@@ -59,7 +59,8 @@ def _asked(limit: Limit, score: Score | None) -> str:
         least = f"as few {name} as possible".replace("few time", "little time")
         if score is None:
             return f"{least} at a drop of at most {limit.value:g}"
-        return f"{least} at a {score.direction} of {score.name} by at most {limit.value:g} {score.unit}".rstrip()
+        much = f"{limit.value:g} {score.unit}".rstrip()
+        return f"{least} at a {score.direction} of at most {much} in {score.name}"
     if limit.kind == "Keep":
         return f"at most {100 * limit.value:g} % of the {name}"
     return f"at most {limit.value:g} ms" if limit.metric == "latency" else f"at most {limit.value:,.0f} {name}"
