@@ -113,9 +113,13 @@ def test_what_is_taken_apart_is_exact(name, tmp_path):
     method = next(method for method in METHODS if method.fits(layer.convolution))
     plan = st.plan_from(model, X, {"1.conv": (method, method.full_rank(layer.convolution))})
     result = st.compress(model, X, plan=st.Plan.from_json(plan.to_json()), calibration=[DATA])
-    assert error(model, st.apply(plan, model)) < 1e-5 and error(model, result.model) < 1e-4
+    small = st.apply(plan, model)
+    assert error(model, small) < 1e-5 and error(model, result.model) < 1e-4
     assert st.cost(result.model, X) == result.plan.cost
     again = st.load(result.save(tmp_path / "run"), copy.deepcopy(model))
+    for other in (small, result.model):
+        assert not [where for where, module in other.named_modules() if module.training]
+    assert all(module.training for module in st.apply(plan, copy.deepcopy(model).train()).modules())
     assert torch.equal(again(DATA), result.model(DATA)) and type(again[1]) is nn.Sequential
     assert repr(model) == before and all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
 

@@ -172,7 +172,8 @@ def check_report(result, model, example):
     assert {row.layer: row.rank for row in report.rows if row.method != "-"} == {n: o.rank for n, o in plan.items()}
     assert report.predicted_harm == plan.harm and math.isfinite(plan.harm)
     assert report.measured_harm is None or math.isfinite(report.measured_harm)
-    assert "nan" not in str(result) and json.loads(report.to_json())["kept"]["macs"] <= 1
+    kept = json.loads(report.to_json())["kept"]
+    assert kept == {"params": report.kept[0], "macs": report.kept[1]} and "nan" not in str(result)
 
 
 def check_exact(model, example, calibration, wanted, noise, options):

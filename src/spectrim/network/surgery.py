@@ -168,4 +168,6 @@ def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
         swap(model, model.get_submodule(name), new)
     else:
         whole, pieces = found
-        swap(model, whole, nn.Sequential(OrderedDict({**pieces, CONV: new})))
+        chain = nn.Sequential(OrderedDict({**pieces, CONV: new}))
+        chain.training = whole.training
+        swap(model, whole, chain)
