@@ -34,6 +34,7 @@ def page(report: Report) -> str:
         short=short,
         deciding=findings.deciding(report),
         of_score=findings.of_score,
+        lost=findings.lost,
         size=findings.size(report),
         time=findings.time(report),
         failures=findings.failures(report),
