@@ -1,4 +1,4 @@
-"""The pictures of docs/concepts.md: `python docs/pictures/draw.py` writes them anew, as SVG.
+"""The pictures of README and docs/concepts.md: `python docs/pictures/draw.py` writes them anew, as SVG.
 
 Plain shapes, so that the files are the same everywhere; a test compares them. Numbers come from benchmarks/results.
 """
@@ -324,7 +324,93 @@ def distortion() -> list[str]:
     return shapes
 
 
+WAYS = {
+    "by latency": (BLUE, "asked for time"),
+    "by MACs, aligned": (
+        GREY,
+        "asked for MACs, ranks that runtimes like (the default)",
+    ),
+    "by MACs, any ranks": (RED, "asked for MACs, ranks of any number"),
+}
+
+
+def front() -> list[str]:
+    """Draw accuracy against measured time of CIFAR ResNets in ONNX Runtime, before and after."""
+    cells = json.loads((RESULTS / "latency.json").read_text())["cells"]
+    points = [
+        (*key.split(" | ")[1:3], cell)
+        for key, cell in cells.items()
+        if key.startswith("front | ")
+    ]
+    networks = sorted({network for network, _, _ in points})
+    scores = [100 * cell[when] for _, _, cell in points for when in ("before", "after")]
+    top, bottom = max(scores) + 0.5, min(scores) - 0.6
+    right = max(1.2, *(cell["time"][0] for *_, cell in points)) + 0.1
+
+    def place(time: float, score: float) -> Point:
+        return 70 + 700 * time / right, 60 + 260 * (top - score) / (top - bottom)
+
+    shapes = [text((20, 30), "top-1 on 10,000 test images, per cent", color=GREY)]
+    for tick in range(int(bottom) + 1, int(top) + 1):
+        y = place(0, tick)[1]
+        shapes += [
+            path([(70, y), (770, y)], color=PALE, width=1),
+            text((60, y + 5), f"{tick}", anchor="end", size=13),
+        ]
+    for tick in range(0, int(right * 4) + 1):
+        x = place(tick / 4, bottom)[0]
+        shapes += [
+            path([(x, 320), (x, 326)]),
+            text((x, 344), f"{tick / 4:g}", anchor="middle", size=13),
+        ]
+    shapes += [path([(70, 60), (70, 320), (770, 320)])]
+    shapes.append(
+        text(
+            (770, 368),
+            "time, of the original's (ONNX Runtime, one thread)",
+            anchor="end",
+            color=GREY,
+        )
+    )
+    for network in networks:
+        own = [(way, cell) for name, way, cell in points if name == network]
+        start = place(1, 100 * own[0][1]["before"])
+        shapes += [
+            dot(start, color=INK, filled=False),
+            text((start[0] + 10, start[1] + 5), f"{network}, as it was", size=13),
+        ]
+        kept = sorted(
+            (cell["time"][0], 100 * cell["after"])
+            for way, cell in own
+            if way != "by MACs, any ranks"
+        )
+        shapes.append(
+            path([*(place(*each) for each in kept), start], color=PALE, width=3)
+        )
+        for way, cell in own:
+            x, y = place(cell["time"][0], 100 * cell["after"])
+            error = 260 * cell["standard error"] / (top - bottom)
+            color = WAYS[way][0]
+            shapes += [
+                path([(x, y - error), (x, y + error)], color=color),
+                dot((x, y), color=color),
+            ]
+    for number, (color, told) in enumerate(WAYS.values()):
+        y = 240 + 22 * number
+        shapes += [dot((390, y - 5), color=color), text((404, y), told, size=13)]
+    return [
+        *shapes,
+        text(
+            (70, 368),
+            "bars: standard error of the drop",
+            size=13,
+            color=GREY,
+        ),
+    ]
+
+
 PICTURES: dict[str, tuple[Callable[[], list[str]], Point]] = {
+    "front": (front, (800, 390)),
     "decompositions": (decompositions, (800, 575)),
     "ranks": (ranks, (800, 335)),
     "unseen": (unseen, (800, 190)),

@@ -111,7 +111,7 @@ def test_weights_in_small_files(protocol, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("page", "data"),
-    [("README.md", "cifar10-jpeg"), ("docs/thirteen.md", "cifar10-jpeg"), ("docs/thirteen.md", "fashion-mnist")],
+    [("docs/thirteen.md", "cifar10-jpeg"), ("docs/thirteen.md", "fashion-mnist")],
 )
 def test_the_pages_tell_what_was_measured(protocol, root, page, data):
     cells = json.loads((root / "benchmarks" / "results" / "thirteen.json").read_text())["cells"]
