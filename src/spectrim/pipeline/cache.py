@@ -21,6 +21,7 @@ from torch import Tensor
 
 from spectrim.core.factorization import Moments
 from spectrim.core.progress import Progress, Spent
+from spectrim.targets.memory import give_back
 
 LOG = logging.getLogger(__name__)
 
@@ -122,6 +123,7 @@ class Ledger:
         try:
             yield
         finally:
+            give_back()
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - self.running.pop(name)
         self.tick(name, 1.0)
         LOG.info("%s: %.1f s", name, self.seconds[name])

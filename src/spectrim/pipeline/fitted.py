@@ -14,6 +14,7 @@ from spectrim.network.copying import duplicate
 from spectrim.network.surgery import module_of, replace_module
 from spectrim.pipeline.prepare import Prepared
 from spectrim.refit.regression import refit
+from spectrim.targets.memory import give_back
 
 RECENT = 3  # networks that are remembered
 DENSE = "dense, "
@@ -65,6 +66,7 @@ def fitted(prepared: Prepared, plan: Plan, tick: Callable[[float], None]) -> Fit
         kept = kept_layers(prepared, plan)
         layers = refit(prepared.model, plan, prepared.calibration, prepared.moments, kept=kept, **prepared.refit_settings)
         for done, layer in enumerate(layers, 1):
+            give_back()
             tick(done / (len(plan) + len(kept)))
             if layer.name in plan:
                 replace_module(small, layer.name, layer.module)
