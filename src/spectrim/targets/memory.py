@@ -40,7 +40,7 @@ def peak(session: Session) -> int | None:
 def give_back() -> None:
     """Give memory that is free back to the system, where the C library can (glibc).
 
-    It keeps, in pieces, what a pass over many images has freed: of 2.8 GiB after the statistics and the menu of a MobileNetV2 on
+    It keeps, in pieces, what a pass over many images has freed: of 2.8 GiB after statistics and menu of a MobileNetV2 on
     192 images at 224 pixels 1.3 were in use.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
