@@ -21,6 +21,7 @@ from nets import GEOMETRIES, layer_and_input
 from spectrim import cli
 from spectrim.core.factorization import parse
 from spectrim.demo import demo_images, demo_model
+from spectrim.pipeline import calibration
 from spectrim.sensitivity.options import offers
 from spectrim.sensitivity.scores import NAMES
 from spectrim.testing import check_factorization, check_search, random_menu
@@ -28,6 +29,11 @@ from tables import LAYERS
 
 GUIDE = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
 BLOCKS = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", GUIDE, re.S))
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(calibration, "JUDGED", (16, 64))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 import spectrim as st
 from spectrim import cli
 from spectrim.factorize import cp
-from spectrim.pipeline import account
+from spectrim.pipeline import account, calibration
 from spectrim.report import figures
 from spectrim.targets.timing import interleaved
 from world import edit_world, make_world, run
@@ -17,8 +17,9 @@ from world import edit_world, make_world, run
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    """No figures in the page, and few sweeps of CP's fits; `tests/report` and `tests/factorize` have both."""
+    """No figures in the page, few sweeps of CP's fits and few judges; `tests/report`, `factorize` and `pipeline` have all of them."""
     monkeypatch.setattr(figures, "figures", lambda report: {})
+    monkeypatch.setattr(calibration, "JUDGED", (16, 64))
     monkeypatch.setattr(cp, "SWEEPS", 3)
     monkeypatch.setattr(cp, "SWEEPS_NEAR", 2)
 
