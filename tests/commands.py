@@ -6,11 +6,12 @@ FAST = ("--methods", "ChannelSVD,SpatialSVD")  # CP's fits take most of the time
 
 
 def compressing(files, out, *more):
-    """Arguments that compress the embedded network; without decompositions asked for, the quick ones."""
+    """Arguments that compress the embedded network; without decompositions or a rank selection asked for, the quick ones."""
     common = ["compress", "spectrim.demo:FashionNet", "--weights", str(files / "w.safetensors")]
     data = ["--data", f"npz:{files}/test.npz", "--calibration", f"npz:{files}/calibration.npz", "--images", "96"]
     methods = () if {"--methods", "--plan"} & set(more) else FAST
-    return [*common, *data, *methods, "--out", str(out), *more]
+    search = () if {"--search", "--plan"} & set(more) else ("--search", "Knapsack")
+    return [*common, *data, *methods, *search, "--out", str(out), *more]
 
 
 def training(files, out, *more):

@@ -24,6 +24,7 @@ from spectrim.demo import demo_images, demo_model
 from spectrim.pipeline import calibration
 from spectrim.sensitivity.options import offers
 from spectrim.sensitivity.scores import NAMES
+from spectrim.targets.timing import interleaved
 from spectrim.testing import check_factorization, check_search, random_menu
 from tables import LAYERS
 
@@ -34,6 +35,7 @@ BLOCKS = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", GUIDE, re.S))
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     monkeypatch.setattr(calibration, "JUDGED", (16, 64))
+    monkeypatch.setitem(interleaved.__kwdefaults__, "seconds", 0.1)
 
 
 @pytest.fixture

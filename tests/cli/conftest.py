@@ -17,9 +17,10 @@ from world import edit_world, make_world, run
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    """No figures in the page, few sweeps of CP's fits and few judges; `tests/report`, `factorize` and `pipeline` have all of them."""
+    """No figures, short timings, few sweeps of CP's fits, few judges; `tests/report`, `targets`, `factorize`, `pipeline` have all."""
     monkeypatch.setattr(figures, "figures", lambda report: {})
     monkeypatch.setattr(calibration, "JUDGED", (16, 64))
+    monkeypatch.setitem(interleaved.__kwdefaults__, "seconds", 0.1)
     monkeypatch.setattr(cp, "SWEEPS", 3)
     monkeypatch.setattr(cp, "SWEEPS_NEAR", 2)
 
