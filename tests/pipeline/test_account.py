@@ -20,7 +20,7 @@ class Counting(st.Target):
 
     def load(self, model, example):
         size = sum(weight.numel() for weight in model.parameters())
-        rounds = 20 * (size if self.sign > 0 else 20_000 - size)
+        rounds = 20 * size if self.sign > 0 else 10**9 // size
         return Session(lambda: sum(range(rounds)), size)
 
     def describe(self):
