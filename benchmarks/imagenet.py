@@ -41,6 +41,7 @@ STEPS: dict[str, dict[str, Any]] = {  # each beside the one before it
     "pivot form": {"methods": (st.PivotSVD(),), "search": st.Knapsack()},
     "portfolio": {"methods": (st.PivotSVD(),)},
     "the whole menu (default)": {},
+    "ranks of any number": {"multiple_of": 1},
     "interactions": {"search": st.Interaction()},
     "reconstruction": {"reconstruct": st.Reconstruct(rate=5e-4, steps=30)},  # about four epochs a block
 }
