@@ -60,6 +60,24 @@ def test_unseen_images_agree_to_what_is_kept(found):
         assert norm.training == own.training
 
 
+def test_refits_on_the_way_see_the_dense_layers_that_were_refitted(case, monkeypatch):
+    model, x, _ = case
+    prepared = st.prepare(model, x[:1], calibration=[x], config=CONFIG)
+    plan = st.plan_from(model, x[:1], {name: (st.ChannelSVD(), 3) for name in ("conv1", "conv3")})
+    seen, refit = [], reconstruction.refit
+
+    def watched(*args, given, **settings):
+        seen.append(given)
+        return refit(*args, given=given, **settings)
+
+    monkeypatch.setattr(reconstruction, "refit", watched)
+    realized = st.realize(prepared, plan)
+    dense = {name for name, text in realized.decisions.items() if text.startswith(DENSE)}
+    assert dense and seen and all(dense <= given.keys() for given in seen)
+    for name in dense:
+        assert not torch.equal(seen[0][name].weight, model.get_submodule(name).weight)
+
+
 def rising():
     """Return what measures a harm that is higher each time."""
     levels = itertools.count(1)

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from torch import nn
 
 from spectrim.cli.models import make_model
-from spectrim.cli.options import device_of
+from spectrim.cli.options import OutFile, device_of
 from spectrim.cli.runs import check_file
 from spectrim.cli.saved import found, reopened
 from spectrim.cli.splits import parse_shape
@@ -34,7 +34,7 @@ def bench(
     input_shape: Annotated[str | None, Parameter(name="--input")] = None,
     methods: str | None = None,
     device: str = "cpu",
-    out_file: Annotated[str | None, Parameter(name="--out")] = None,
+    out_file: OutFile = None,
     plot: str | None = None,
     output: Output = Output(),
 ) -> str | None:

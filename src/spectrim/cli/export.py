@@ -11,6 +11,7 @@ import torch
 from cyclopts import Parameter
 
 from spectrim.cli.models import is_file
+from spectrim.cli.options import OutFile
 from spectrim.cli.saved import Saved, found, reopened
 from spectrim.cli.splits import Sources, numbers_of, parse_shape
 from spectrim.cli.terminal import Output, progress, say
@@ -27,7 +28,7 @@ def export(
     run: str,
     *,
     to: str | None = None,
-    out_file: Annotated[str | None, Parameter(name="--out")] = None,
+    out_file: OutFile = None,
     int8: bool = False,
     calibration: str | None = None,
     preprocess: bool = False,

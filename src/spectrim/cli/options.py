@@ -46,6 +46,7 @@ def _whole(kind: Any, tokens: Sequence[Any]) -> int:
 
 
 Whole = Annotated[int, Parameter(converter=_whole)]  # without it 1.5 is rounded
+OutFile = Annotated[str | None, Parameter(name="--out")]
 
 
 @Parameter(name="*")

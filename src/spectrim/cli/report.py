@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import Parameter
-
+from spectrim.cli.options import OutFile
 from spectrim.cli.runs import check_file, report_of
 from spectrim.cli.terminal import Output, progress, say
 from spectrim.core.records import Report
@@ -21,7 +19,7 @@ def report(
     run: str,
     /,
     *others: str,
-    out_file: Annotated[str | None, Parameter(name="--out")] = None,
+    out_file: OutFile = None,
     output: Output = Output(),
 ) -> str | None:
     """Make the page of a run again from its report.json; or with several runs, a page that compares them.

@@ -187,8 +187,8 @@ def _pieces(module: Any, layer: Any, names: list[str | nn.Module]) -> dict[str, 
     """Return the pieces as modules, which share the layer's own parameters and children."""
     kind = next(base for base in CONVOLUTIONS if isinstance(module, base))
     around = [number for pair in reversed(layer.pad) for number in pair]
-    pad = getattr(nn, f"ZeroPad{len(module.kernel_size)}d")(around)
-    pieces: dict[str, nn.Module] = {"pad": pad.train(module.training)} if layer.pad else {}
+    padding: type[nn.Module] = getattr(nn, f"ZeroPad{len(module.kernel_size)}d")
+    pieces: dict[str, nn.Module] = {"pad": padding(around).train(module.training)} if layer.pad else {}
     shape: Any = (module.in_channels, module.out_channels, module.kernel_size)
     stock = nn.utils.skip_init(
         kind, *shape, stride=module.stride, padding=layer.padding, dilation=module.dilation, groups=module.groups, bias=False

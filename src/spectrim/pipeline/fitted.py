@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from spectrim.core.layer import Layer
 from spectrim.core.plan import Plan
 from spectrim.network.build import Target, factorized
 from spectrim.network.copying import duplicate
@@ -25,7 +24,7 @@ class Fitted:
     """A network whose planned layers are replaced.
 
     Attributes:
-        model: The network; whoever changes it works on a copy.
+        model: The network; whoever changes it works on a copy. Layers that stay dense may have other weights.
         targets: Layer name to what it was refitted to, for rank selections that measure other options; else empty.
         decisions: Layer name to how it was fitted.
     """
@@ -38,14 +37,6 @@ class Fitted:
 def network_name(prepared: Prepared, plan: Plan) -> str:
     """Return what a refitted network is remembered by: its plan, and the settings, which others may have replaced."""
     return f"{plan.text()} {prepared.config.settings()}"
-
-
-def kept_layers(prepared: Prepared, plan: Plan) -> list[Layer]:
-    """Return the layers that stay dense and whose weights the refit may change: where unseen images can judge."""
-    if not prepared.unseen or prepared.moments is None:
-        return []
-    alone = [layer for layer in prepared.survey.layers if layer.name not in plan and not layer.baked]
-    return [layer for layer in alone if prepared.moments[layer.name].covariance is not None]
 
 
 def fitted(prepared: Prepared, plan: Plan, tick: Callable[[float], None]) -> Fitted:
@@ -63,21 +54,20 @@ def fitted(prepared: Prepared, plan: Plan, tick: Callable[[float], None]) -> Fit
         return known
     small, targets, decisions = duplicate(prepared.model), dict[str, Target](), dict[str, str]()
     if prepared.moments is not None and prepared.config.refit:
-        kept = kept_layers(prepared, plan)
+        kept = [layer for layer in prepared.survey.layers if layer.name not in plan]
         layers = refit(prepared.model, plan, prepared.calibration, prepared.moments, kept=kept, **prepared.refit_settings)
         for done, layer in enumerate(layers, 1):
             give_back()
-            tick(done / (len(plan) + len(kept)))
-            if layer.name in plan:
+            planned = layer.name in plan
+            if planned:
                 replace_module(small, layer.name, layer.module)
-            elif layer.reason:
-                continue
             else:
                 small.get_submodule(layer.name).load_state_dict(layer.module.state_dict())
             if prepared.config.search.images:  # they are large
                 targets[layer.name] = layer.target
-            images = f"{'' if layer.name in plan else DENSE}refitted on {layer.images:,} images"
+            images = f"{'' if planned else DENSE}refitted on {layer.images:,} images"
             decisions[layer.name] = f"not refitted: {layer.reason}" if layer.reason else images
+            tick(done / len(prepared.survey.layers))
         tick(1.0)
     else:
         for done, (layer_name, option) in enumerate(plan.items(), 1):

@@ -15,7 +15,6 @@ that it is better; all but the last, which answers.
 from __future__ import annotations
 
 import bisect
-import copy
 import itertools
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -80,7 +79,7 @@ def refit(  # noqa: PLR0913
     given: Mapping[str, nn.Module] | None = None,
     kept: Sequence[Layer] = (),
 ) -> Generator[RefittedLayer, None, None]:
-    """Yield the planned layers, each fitted to inputs as the layers yielded before make them, and those that stay dense.
+    """Yield the planned layers, each fitted to inputs as the layers yielded before make them, and dense ones that change.
 
     It costs about two forward passes over the images used. Layers that one forward calls more than once are fitted to
     their own original inputs, and come first.
@@ -95,7 +94,7 @@ def refit(  # noqa: PLR0913
         memory: Bytes that the live activations may take.
         unit: How many examples belong together, such as frames of clips; a first run takes so many, two at least.
         given: Layers that are fitted already, and what stands in their place: they are not fitted and not yielded.
-        kept: Layers that stay dense, whose weights may change.
+        kept: Layers that stay dense. Their weights may change where there are unseen inputs to judge it.
 
     Raises:
         RuntimeError: If the forward takes another path for other inputs.
@@ -104,7 +103,7 @@ def refit(  # noqa: PLR0913
     if not plan.keys() - given.keys():
         return
     original = duplicate(model).eval()
-    options = {**plan, **{layer.name: Option(layer) for layer in kept}}
+    options = {**plan, **{layer.name: Option(layer) for layer in kept if unseen and _refittable(layer, moments)}}
     found = trace(original, list(options), head(batches[0], max(2, unit)))
     modules = {name: module_of(model, option) for name, option in options.items() if name not in given}
     alone = [name for name in _sites(found.once, plan) if name in modules and not moments[name].pooled]
@@ -130,7 +129,8 @@ def refit(  # noqa: PLR0913
             layer = (best_fit if name in plan else dense_fit)(option, module, regression)
         stream.modules[name] = layer.module
         images = sum(len(arrival.x) for arrival in arrived if arrival.chunk not in judges)
-        yield layer if layer.reason else replace(layer, images=images)
+        if name in plan or not layer.reason:
+            yield layer if layer.reason else replace(layer, images=images)
 
 
 def gathered(layer: Layer, moments: Moments, sampler: Sampler, arrived: Sequence[Arrival]) -> Covariance:
@@ -279,7 +279,7 @@ def dense_fit(option: Option, module: nn.Module, regression: Regression) -> Refi
     if regression.judged.count:
         best = regression.best(fixed)
         if regression.misfit(best, bias=fixed) < regression.misfit(regression.start, bias=before):
-            target, new = regression.target(best), copy.deepcopy(module)
+            target, new = regression.target(best), duplicate(module)
             assert target.moments is not None and target.linear is not None
             put = {"weight": from_canonical(layer, target.kernel), "bias": target.moments.response_mean - target.linear}
             for name, value in put.items():
@@ -287,6 +287,11 @@ def dense_fit(option: Option, module: nn.Module, regression: Regression) -> Refi
                     parameter.copy_(value.reshape(parameter.shape))
             return RefittedLayer(layer.name, new, target, 0)
     return RefittedLayer(layer.name, module, own_target(layer, module, regression.moments), 0, HURTS)
+
+
+def _refittable(layer: Layer, moments: Mapping[str, Moments]) -> bool:
+    """Whether a dense layer can be given another kernel: one that is its own, regressed in the layer's inputs."""
+    return not layer.baked and moments[layer.name].covariance is not None
 
 
 def _sites(names: Sequence[str], plan: Plan) -> list[str]:

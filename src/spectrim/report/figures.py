@@ -10,7 +10,7 @@ from spectrim.core.figures import Try
 from spectrim.core.records import Report
 from spectrim.core.score import POINTS, Score, holds
 from spectrim.report.drawing import BAD, GOOD, PLAIN, SERIES, figure, hover, legend, short, zoom
-from spectrim.report.findings import same_clock
+from spectrim.report.findings import allowed, same_clock
 from spectrim.report.spectra import of_layer, spectra
 
 
@@ -65,8 +65,7 @@ def _trade_offs(tried: Mapping[str, tuple[Report, Score]]) -> dict[str, Any]:
 
 def _points(report: Report, score: Score, field: str) -> dict[str, list[Any]]:
     """Return the budgets tried as columns; the last row is the original network."""
-    bound = next((limit.value for limit in report.limits if limit.kind == "MaxDrop"), None)
-    rows = []
+    bound, rows = allowed(report), []
     for tried in report.tries:
         same = _same(tried, report, score)
         share = _share(tried, field, report)
@@ -130,9 +129,8 @@ def _trade_off(rows: Mapping[str, Mapping[str, list[Any]]], tried: Mapping[str, 
             named = {} if name else {"legend_label": what}
             drawn.append(plot.scatter("x", "y", source=source, marker=marker, size=size, color=color, **named))
     for report, score in tried.values():
-        for limit in report.limits:
-            if limit.kind == "MaxDrop":
-                plot.hspan([_after(score, limit.value)], color=BAD, line_dash="dashed", line_width=1.5)
+        if (bound := allowed(report)) is not None:
+            plot.hspan([_after(score, bound)], color=BAD, line_dash="dashed", line_width=1.5)
     _, first = next(iter(tried.values()))
     told = [("", "@what"), (label, "@x{0.0}"), (first.name, "@score"), (first.direction, "@drop"), ("harm", "@harm")]
     hover(plot, drawn, told)

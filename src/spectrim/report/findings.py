@@ -26,7 +26,7 @@ class Finding:
 def deciding(report: Report) -> Finding | None:
     """Return what became of the score that counts: on the test images if there are any; None without a score."""
     score = report.test or report.selection
-    return None if score is None else of_score(score, _allowed(report))
+    return None if score is None else of_score(score, allowed(report))
 
 
 def of_score(score: Score, bound: float | None = None) -> Finding:
@@ -45,7 +45,7 @@ def of_score(score: Score, bound: float | None = None) -> Finding:
     return Finding("open", f"{told}: less than {SURE} standard errors") if unsure else Finding("bad", told)
 
 
-def _allowed(report: Report) -> float | None:
+def allowed(report: Report) -> float | None:
     """Return the drop that the budget allows; None where it says nothing of the score."""
     return next((limit.value for limit in report.limits if limit.kind == "MaxDrop"), None)
 
@@ -93,7 +93,7 @@ def failures(report: Report) -> list[Finding]:
     """Return what must be seen at first sight: a slower network, and bounds that do not hold."""
     found = [Finding("bad", slower(report))] if slower(report) else []
     score = deciding(report)
-    if score is not None and _allowed(report) is not None and score.kind != "good":
+    if score is not None and allowed(report) is not None and score.kind != "good":
         found.append(score)
     return found + [finding for limit in report.limits for finding in _broken(limit, report)]
 
