@@ -2,7 +2,7 @@
 
 python examples/distortion.py
 
-A network that was trained so loses nothing when it is cut at the end.
+A network that was trained so loses less when it is cut at the end.
 """
 
 import torch
