@@ -43,6 +43,7 @@ STEPS: dict[str, dict[str, Any]] = {  # each beside the one before it
     "the whole menu (default)": {},
     "ranks of any number": {"multiple_of": 1},
     "interactions": {"search": st.Interaction()},
+    "interactions, ranks of any number": {"search": st.Interaction(), "multiple_of": 1},
     "reconstruction": {"reconstruct": st.Reconstruct(rate=5e-4, steps=30)},  # about four epochs a block
 }
 BUDGETS = (("macs", 0.9), ("macs", 0.8), ("macs", 0.7), ("macs", 0.95), ("params", 0.9), ("params", 0.8), ("params", 0.7))

@@ -9,8 +9,10 @@ import torch
 
 import spectrim as st
 from spectrim.network.calling import batch_size, count, portions
+from spectrim.pipeline import fitted
 from spectrim.pipeline.choose import scored
 from spectrim.pipeline.probe import network_probe
+from spectrim.refit.answers import scale
 from spectrim.search.interaction import neighbours
 from spectrim.sensitivity.measured import batch_harms
 
@@ -184,6 +186,24 @@ def test_networks_that_were_built_are_remembered(case):
     probe.gain(chosen, chosen)
     assert probe.fitted(plan) is first and probe.images["forward"] == count["forward"] + 2 * 16  # both networks, once
     torch.testing.assert_close(first.model(prepared.calibration[0]), st.realize(prepared, plan).model(prepared.calibration[0]))
+
+
+def test_an_option_that_was_chosen_is_the_module_that_is_there(case, monkeypatch):
+    """Of the layer that answers, too, which may be scaled: else each change of it would seem to do harm."""
+
+    def scaled(model, small, name, batches):
+        scale(small.get_submodule(name), 1.3)
+        return 1.3
+
+    monkeypatch.setattr(fitted, "scale_answers", scaled)
+    prepared = measuring(case, images=96)
+    probe = network_probe(prepared, prepared.ledger())
+    chosen = [min(2, len(row.options) - 1) for row in prepared.menu.layers]
+    found = probe.fitted(prepared.menu.plan(chosen))
+    assert found.scales == {"head": 1.3} and "head" in prepared.menu.plan(chosen)
+    for layer, index in enumerate(chosen):
+        name, module = probe._module(found, layer, index)
+        torch.testing.assert_close(module.state_dict(), found.model.get_submodule(name).state_dict())
 
 
 @pytest.mark.parametrize("refit", [True, False])

@@ -4,10 +4,12 @@ import random
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from spectrim.refit.lockstep import LockStep
+from spectrim.targets import memory
 
 
 @pytest.fixture(autouse=True)
@@ -121,3 +123,22 @@ def test_a_chunk_may_clean_up_slowly():
     assert steps.advance(0) == "message"
     steps.close()
     assert done.is_set()
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not tell how much memory is in use")
+def test_what_waiting_chunks_have_freed_is_given_back(monkeypatch):
+    """Each thread keeps what it has freed behind a piece that is in use: 16 chunks would keep 16 times 32 MiB."""
+    monkeypatch.setattr(memory, "ROOM", 1 << 26)
+
+    def work(chunk):
+        pieces = [bytes(1 << 14) for _ in range(1 << 11)]  # too small to be mapped on their own
+        last = pieces.pop()
+        pieces.clear()
+        steps.wait(chunk, last)
+
+    before = memory.resident()
+    steps = LockStep(16, work)
+    for chunk in range(16):
+        steps.advance(chunk)
+    assert memory.resident() - before < 1 << 28
+    steps.close()

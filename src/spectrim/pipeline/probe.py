@@ -17,6 +17,7 @@ from spectrim.network.calling import Example, batch_size, count, portions
 from spectrim.pipeline.cache import Ledger
 from spectrim.pipeline.fitted import Fitted, fitted, network_name
 from spectrim.pipeline.prepare import Prepared
+from spectrim.refit.answers import scale
 from spectrim.sensitivity.measured import batch_harms
 from spectrim.sensitivity.sketch import quadratic_models
 
@@ -100,7 +101,9 @@ class NetworkProbe(Probe):
         module, target = self.prepared.model.get_submodule(name), found.targets.get(name)
         if target is None:
             return name, factorized(option, module, moments[name])
-        return name, replacement(option, module, target, option.method.factors(target.kernel, option.rank, target.moments))
+        new = replacement(option, module, target, option.method.factors(target.kernel, option.rank, target.moments))
+        scale(new, found.scales.get(name, 1.0))
+        return name, new
 
     def _tell(self, start: float, share: float) -> None:
         """Tell progress: how much there is to do is not known, so each piece takes half of what is left."""

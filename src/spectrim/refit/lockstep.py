@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from spectrim.targets.memory import Heap
+
 
 class Stopped(BaseException):
     """The chunk is no longer wanted: another one failed, or the work was interrupted."""
@@ -29,6 +31,7 @@ class LockStep:
         self.messages: dict[int, Any] = {}
         self.finished: set[int] = set()
         self.work = work
+        self.heap = Heap()
         self.threads = [
             threading.Thread(target=self._body, args=(chunk,), name=f"chunk {chunk}", daemon=True) for chunk in range(count)
         ]
@@ -47,6 +50,7 @@ class LockStep:
                 self.threads[chunk].start()
             self.changed.notify_all()
             self.changed.wait_for(lambda: self.running is None)
+            self.heap.tidy()
             if self.error is not None:
                 raise self.error
             return self.messages.pop(chunk, None)

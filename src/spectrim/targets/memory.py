@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import mmap
 from pathlib import Path
 
 from spectrim.targets.base import Session
 
 PROCESS = Path("/proc/self")
+ROOM = 1 << 28  # bytes that a process may grow by before what is free in it is given back
 
 
 def peak(session: Session) -> int | None:
@@ -45,6 +47,28 @@ def give_back() -> None:
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+class Heap:
+    """Gives free memory back whenever the process has grown: many threads, one at a time, each keep what they have freed."""
+
+    def __init__(self) -> None:
+        """Take the memory as it is for a start."""
+        self.least = resident()
+
+    def tidy(self) -> None:
+        """Give free memory back, if the process has grown by more than `ROOM` since the last time."""
+        if resident() > self.least + ROOM:
+            give_back()
+            self.least = resident()
+
+
+def resident() -> int:
+    """Return how many bytes this process has in memory; nothing where the system does not tell."""
+    try:
+        return int((PROCESS / "statm").read_text().split()[1]) * mmap.PAGESIZE
+    except (OSError, IndexError, ValueError):
+        return 0
 
 
 def _status(name: str) -> int:
