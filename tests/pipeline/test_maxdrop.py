@@ -86,7 +86,7 @@ def test_what_is_returned_holds_the_bound_and_was_evaluated(case, prepared, poin
     assert not broken or max(broken) < RESOLUTION * 1.01 * kept or max(broken) > kept
     assert (kept, score.drop) in [(pytest.approx(t.kept), pytest.approx(t.drop)) for t in tries]
     assert len({t.kept for t in tries}) == len(tries) > 2  # no plan is evaluated twice
-    for first, second in itertools.combinations(tries, 2):
+    for first, second in itertools.combinations(tries[:-1], 2):  # the last plan may have been chosen by measured harms
         assert (first.harm - second.harm) * (first.kept - second.kept) <= 0  # predicted harm falls with what is kept
 
 
