@@ -7,16 +7,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.fx import Graph
 
-from spectrim.network.calling import Example, call, tensors_of
+from spectrim.network.calling import Example, call, joined, portions, tensors_of
 from spectrim.targets.base import Session, Target, checked
-from spectrim.targets.export import Program, arguments, exporting, plain
+from spectrim.targets.export import Program, arguments, exporting, plain, traced
 from spectrim.targets.files import Format, Run
+
+BATCH = 32  # examples that ranges are found with at once
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,8 @@ class Pte(Format):
 
     def quantize(self, program: Program, path: Path, images: Sequence[Example], metadata: Mapping[str, str]) -> None:
         """Quantize weights and activations."""
+        free = traced(program.network, program.example, self.title, dynamic=True)
+        batches = portions([joined(images)], BATCH) if free.dynamic else images  # one by one, ranges take most of the time
         args, keywords = arguments(program.example)
         with exporting(f"{self.title} in int8", program.exported):
             from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
@@ -114,8 +119,8 @@ class Pte(Format):
             from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
             quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
-            network = prepare_pt2e(program.exported.module(), quantizer)
-            for example in images:
+            network = prepare_pt2e(_apart(free.exported), quantizer)
+            for example in batches:
                 call(network, example)
             small = torch.export.export(convert_pt2e(network), args, keywords)
             path.write_bytes(_lowered(small, {"spectrim": json.dumps(dict(metadata))}))
@@ -127,9 +132,38 @@ def _lowered(exported: ExportedProgram, constants: Mapping[str, str] | None = No
     from executorch.exir import to_edge_transform_and_lower
 
     methods = dict(constants) if constants is not None else None
+    if _alone(exported.graph):
+        exported = torch.export.export(_apart(exported), *(exported.example_inputs or ()))
     lowered = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()], constant_methods=methods)
     data: bytes = lowered.to_executorch().buffer
     return data
+
+
+def _alone(graph: Graph) -> list[Any]:
+    """Return the norms of one-dimensional maps that no convolution takes in: XNNPACK fails to make convolutions of them."""
+    aten = torch.ops.aten
+    norms: list[Any] = list(graph.find_nodes(op="call_function", target=aten.batch_norm.default))
+    flat = [(norm, norm.args[0]) for norm in norms if norm.meta["val"].ndim == 3]
+    return [norm for norm, before in flat if before.target is not aten.conv1d.default or len(before.users) > 1]
+
+
+def _apart(exported: ExportedProgram) -> nn.Module:
+    """Return a program as a module in which such norms are products and sums."""
+    aten, network = torch.ops.aten, cast(Any, exported.module())
+    for number, node in enumerate(_alone(network.graph)):
+        x, *given = node.args[:5]
+        weight, bias, mean, variance = (None if each is None else exported.state_dict[each.target].detach() for each in given)
+        factor = (variance + node.args[7]).rsqrt() * (1 if weight is None else weight)
+        shift = (0 if bias is None else bias) - mean * factor
+        with network.graph.inserting_before(node):
+            for word, operator, values in (("factor", aten.mul.Tensor, factor), ("shift", aten.add.Tensor, shift)):
+                network.register_buffer(f"norm_{number}_{word}", values[:, None])
+                x = network.graph.call_function(operator, (x, network.graph.get_attr(f"norm_{number}_{word}")))
+                x.meta = dict(node.meta)
+        node.replace_all_uses_with(x)
+        network.graph.erase_node(node)
+    network.recompile()
+    return cast(nn.Module, network)
 
 
 def _answered(method: Any, threads: int, data: bytes, example: Example) -> list[Tensor]:
