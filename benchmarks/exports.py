@@ -130,6 +130,7 @@ class Pair:
     Attributes:
         model, result: They.
         given, other: Inputs, as in `Inputs`.
+        wanted: For each of the others what the compressed network answers in PyTorch.
         trained: Whether top-1 means something.
     """
 
@@ -137,12 +138,8 @@ class Pair:
     result: st.Result
     given: Tensor
     other: Tensor
+    wanted: list[list[Tensor]]
     trained: bool
-
-    def wanted(self, example: Tensor) -> list[Tensor]:
-        """Return what the compressed network answers in PyTorch."""
-        with torch.no_grad():
-            return tensors_of(self.result.model(example))
 
 
 class Bench:
@@ -162,7 +159,9 @@ class Bench:
         model = model.eval() if trained else settled(model, given)
         config = st.Config(search=st.Knapsack(), methods=network.methods)
         result = st.compress(model, given[:1], budget=st.Keep(network.keep), calibration=given.split(64), config=config)
-        return Pair(model, result, given, other, trained)
+        with torch.no_grad():
+            wanted = [tensors_of(result.model(example)) for example in other.split(1)]
+        return Pair(model, result, given, other, wanted, trained)
 
     def cell(self, name: str, suffix: str) -> dict[str, Any]:
         """One network in one format: its files, and how they answer and what they take beside the original's."""
@@ -190,14 +189,13 @@ def answers(run: Callable[[Tensor], list[Tensor]], pair: Pair) -> dict[str, floa
 
     With it the share of inputs that have the network's top-1, where the network is trained. One input at a time.
     """
-    most, apart, same = {}, {}, []
-    for example in pair.other.split(1):
-        for number, (found, wanted) in enumerate(zip(run(example), pair.wanted(example), strict=True)):
-            apart[number] = max(apart.get(number, 0.0), float((found - wanted).abs().max()))
-            most[number] = max(most.get(number, 0.0), float(wanted.abs().max()))
-            same.append(bool((found.argmax(1) == wanted.argmax(1)).all()))
-    row = {"difference": max(apart[number] / most[number] for number in apart)}
-    return row | ({"agreement": sum(same) / len(same)} if pair.trained else {})
+    rows = ([run(example) for example in pair.other.split(1)], pair.wanted)
+    pairs = list(zip(*([torch.cat(each) for each in zip(*row, strict=True)] for row in rows), strict=True))
+    row = {"difference": max(float((found - wanted).abs().max() / wanted.abs().max()) for found, wanted in pairs)}
+    if pair.trained:
+        found, wanted = pairs[0]
+        row["agreement"] = float((found.argmax(1) == wanted.argmax(1)).double().mean())
+    return row
 
 
 def timed(form: Format, files: dict[str, Path], example: Tensor) -> dict[str, dict[str, float]]:
