@@ -6,9 +6,9 @@ r"""Files for devices: eight compressed networks in four formats, float and int8
 SAMPLES is a folder of photographs, one of each class, as for benchmarks/imagenet.py; without `--vgg` VGG-16-BN has random
 weights. Every network is compressed by `Knapsack` to half of its MACs (MobileNetV2 to 0.9), written by `st.export`, and run by
 the format's own runtime on inputs that neither fits nor ranges have seen. Networks without trained weights have random ones,
-with norms of the statistics of their inputs: their outputs tell how exact a file is, and no top-1. Files are timed in turn with
-the original's float file: CPU time of one thread, batch 1. Writes benchmarks/results/exports.json and .md after every cell;
-resumable (`--only`, `--redo`). Needs torchvision and the extras export, openvino, nncf and executorch.
+with norms of the statistics of their inputs, and are compressed without data: they tell how exact a file is, and no top-1.
+Files are timed in turn with the original's float file: CPU time of one thread, batch 1. Writes benchmarks/results/exports.json
+and .md after every cell; resumable (`--only`, `--redo`). Needs torchvision and the extras export, openvino, nncf and executorch.
 """
 
 from __future__ import annotations
@@ -158,7 +158,8 @@ class Bench:
         model, trained = network.make(self.arguments)
         model = model.eval() if trained else settled(model, given)
         config = st.Config(search=st.Knapsack(), methods=network.methods)
-        result = st.compress(model, given[:1], budget=st.Keep(network.keep), calibration=given.split(64), config=config)
+        data = given.split(64) if trained else None  # fits to random weights are of no use, and take minutes
+        result = st.compress(model, given[:1], budget=st.Keep(network.keep), calibration=data, config=config)
         with torch.no_grad():
             wanted = [tensors_of(result.model(example)) for example in other.split(1)]
         return Pair(model, result, given, other, wanted, trained)
@@ -179,8 +180,9 @@ class Bench:
             files = {word: path for word, path in paths.items() if word not in row}
             for word, path in files.items():
                 row[word] = {"bytes": size(form, path)} | ({} if word == "original" else answers(form.open(path), pair))
-            for word, times in timed(form, files, pair.other[:1]).items():
-                row[word] |= times
+            if "original" in files:
+                for word, times in timed(form, files, pair.other[:1]).items():
+                    row[word] |= times
         return {**row, "inputs": len(pair.other), "runtime": form.target.describe()}
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from common.tables import Cell, head, table
 
+WORDS = ("onnx", "openvino", "executorch", "pt2")
 COLUMNS = "difference | top-1 the same | bytes | time (95 %)"
 
 
@@ -26,12 +27,20 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 
 def summary(cells: Mapping[str, Cell]) -> list[str]:
-    """Return the short table of the docs: each network and format in a row, float time, and int8."""
+    """Return the short table of the docs: a network in a row, its formats one behind the other, dashes for what is missing."""
     rows = []
-    for name, cell in cells.items():
-        exact, small = cell["float"], cell["int8"]
-        rows.append([name.replace(" | ", ", "), _difference(exact), _time(exact), *_row(cells, name, small)])
-    return table(f"network, format | float: difference | time | int8: {COLUMNS}", rows)[:-1]
+    for network in dict.fromkeys(name.partition(" | ")[0] for name in cells):
+        found = {word: cells.get(f"{network} | {word}", {}) for word in WORDS}
+        exact = [cell.get("float", {}) for cell in found.values()]
+        small = [found[word].get("int8", {}) for word in WORDS if word != "pt2"]
+        same = [f"{100 * file['agreement']:.1f} %" if "agreement" in file else _difference(file) for file in small]
+        base = found["onnx"].get("original", {}).get("bytes")
+        share = [f"{file['bytes'] / base:.2f}" if base and "bytes" in file else "-" for file in small]
+        times = [[f"{file['ratio']:.2f}" if "ratio" in file else "-" for file in files] for files in (exact, small)]
+        most = max((file["difference"] for file in exact if "difference" in file), default=None)
+        told = (" / ".join(texts) for texts in (times[0], same, share, times[1]))
+        rows.append([network, "-" if most is None else f"{most:.0e}", *told])
+    return table("network | float: difference | time | int8: top-1 the same, or difference | bytes | time", rows)[:-1]
 
 
 def _networks(cells: Mapping[str, Cell]) -> list[str]:
@@ -56,8 +65,8 @@ def _refused(cells: Mapping[str, Cell]) -> list[str]:
     for name, cell in cells.items():
         for word in ("original", "float", "int8"):
             if "refused" in cell[word]:
-                told.setdefault(f"{word}: {cell[word]['refused']}", []).append(name.replace(" | ", ", "))
-    return [f"Not written, {sentence} ({'; '.join(names)}).\n" for sentence, names in told.items()]
+                told.setdefault(cell[word]["refused"], []).append(f"{name.replace(' | ', ', ')}, {word}")
+    return [f"Not written: {sentence} ({'; '.join(names)}).\n" for sentence, names in told.items()]
 
 
 def _row(cells: Mapping[str, Cell], name: str, file: Cell) -> list[str]:

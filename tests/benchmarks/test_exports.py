@@ -40,7 +40,7 @@ def test_files_of_one_network(protocol, monkeypatch, tmp_path):
     for found in (cell["float"], cell["int8"], other["float"]):
         assert f" | {found['bytes'] / cell['original']['bytes']:.2f} | " in text  # beside the float original in ONNX
     assert other["runtime"] == st.Torch().describe() and "int8 is for .onnx" in other["int8"]["refused"]
-    assert "written in float only (tiny, pt2)" in text
+    assert "written in float only (tiny, pt2, int8)" in text
 
 
 def test_differences_are_the_largest_relative_to_the_largest_output(protocol):
@@ -49,6 +49,11 @@ def test_differences_are_the_largest_relative_to_the_largest_output(protocol):
     pair = exports.Pair(None, None, other, other, [[row] for row in other.split(1)], True)
     found = exports.answers(lambda x: [x + torch.tensor([[0.5, 2.0]])], pair)
     assert found == {"difference": 0.5, "agreement": 0.5}
+
+
+def test_the_page_tells_what_was_measured(protocol, root):
+    cells = json.loads((root / "benchmarks" / "results" / "exports.json").read_text())["cells"]
+    assert "\n".join(protocol("pages.exports").summary(cells)) in (root / "docs" / "device.md").read_text()
 
 
 def test_random_networks_keep_the_size_of_signals(protocol):
