@@ -8,7 +8,7 @@ weights. Every network is compressed by `Knapsack` to half of its MACs (MobileNe
 the format's own runtime on inputs that neither fits nor ranges have seen. Networks without trained weights have random ones,
 with norms of the statistics of their inputs, and are compressed without data: they tell how exact a file is, and no top-1.
 Files are timed in turn with the original's float file: CPU time of one thread, batch 1. Writes benchmarks/results/exports.json
-and .md after every cell; resumable (`--only`, `--redo`). Needs torchvision and the extras export, openvino, nncf and executorch.
+and .md after every cell; resumable (`--only`, `--redo`). Needs torchvision and the extras export, openvino, nncf, executorch.
 """
 
 from __future__ import annotations

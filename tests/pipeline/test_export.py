@@ -168,11 +168,20 @@ def sound():
 
 def test_norms_of_sound_that_no_convolution_takes_in_are_products_and_sums():
     model, inputs = sound(), torch.randn(5, 4, 20)
-    network = executorch._apart(torch.export.export(model, (inputs,)))
+    network = executorch._rewritten(torch.export.export(model, (inputs,)))
     called = [str(node.target) for node in network.graph.nodes if node.op == "call_function"]
     assert (
         called.count("aten.batch_norm.default") == 1 and called.count("aten.mul.Tensor") == called.count("aten.add.Tensor") == 2
     )
+    torch.testing.assert_close(network(inputs), model(inputs))
+
+
+@pytest.mark.parametrize(("size", "pooled"), [(1, True), ((2, 3), True), (4, False)])
+def test_adaptive_maxima_of_equal_parts_are_those_of_windows(size, pooled):
+    model, inputs = nn.Sequential(nn.AdaptiveMaxPool2d(size), nn.Flatten()), torch.randn(5, 4, 6, 6)
+    network = executorch._rewritten(torch.export.export(model, (inputs,)))
+    called = [str(node.target) for node in network.graph.nodes if node.op == "call_function"]
+    assert ("aten.max_pool2d.default" in called) == pooled and ("aten.adaptive_max_pool2d.default" in called) != pooled
     torch.testing.assert_close(network(inputs), model(inputs))
 
 
