@@ -15,24 +15,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from common.compression import compressed
-from common.images import LabelledImages, batches, share
+from common.images import LabelledImages, batches, photographs, share
 from common.networks import torchvision_models
 from common.runner import Jobs, Protocol, Results
 from common.scores import Judge
 from common.tables import head, plus_minus, table
-from PIL import Image
-from torch import Tensor
 
 import spectrim as st
-from spectrim.cli.datasets import Batches, Form
 from spectrim.cli.models import load_weights
-from spectrim.cli.readers import SUFFIXES, Images
 from spectrim.sensitivity.measured import measured_harm
 
-SIDE, BATCH = 224, 50
+BATCH = 50
 CHANNEL = (st.ChannelSVD(),)
 STEPS: dict[str, dict[str, Any]] = {  # each beside the one before it
     "closed forms": {"methods": CHANNEL, "search": st.Knapsack(score="closed"), "refit": False},
@@ -51,25 +46,18 @@ COUNTS = (64, 128, 256)  # images to fit and to judge, together
 DEFAULT = "the whole menu (default)"
 
 
-def images(folder: Path) -> Tensor:
-    """Return all images of a folder, sorted by name, normalised, (N, 3, 224, 224)."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    found = Images(lambda index: np.asarray(Image.open(files[index]).convert("RGB")), range(len(files)))
-    return torch.cat([batch for batch, _ in Batches(found, Form(3, (SIDE, SIDE)), BATCH)])
-
-
 class Bench:
     """The network and the images."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         """Read them."""
-        samples = images(arguments.data)
+        samples = photographs(arguments.data)
         labels = torch.arange(len(samples))
         test: LabelledImages = (samples[::2], labels[::2])
         count = share(len(test[0]), arguments.part)
         order = torch.randperm(len(samples[1::2]), generator=torch.Generator().manual_seed(0))
         self.calibration = samples[1::2][order][:count]
-        self.photographs = None if arguments.photographs is None else images(arguments.photographs)
+        self.photographs = None if arguments.photographs is None else photographs(arguments.photographs)
         self.model = torchvision_models().mobilenet_v2().eval()
         load_weights(self.model, str(arguments.weights))
         self.judge = Judge(self.model, batches((test[0][:count], test[1][:count]), BATCH))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
 from spectrim.cli.datasets import Batches, Form, Images, open_images
+from spectrim.cli.readers import SUFFIXES
 
 LabelledImages = tuple[Tensor, Tensor]  # images (N, C, H, W), normalised, and labels (N,)
 
@@ -37,6 +40,13 @@ def read(
     form = Form(1, first.shape, *([number] for number in normalised)) if first.ndim == 2 else Form(3, first.shape[:2])
     found = list(Batches(images, form, 1000))
     return torch.cat([x for x, _ in found]), torch.cat([y for _, y in found])
+
+
+def photographs(folder: Path, which: slice = slice(None), side: int = 224) -> Tensor:
+    """Return images of a folder, sorted by name, normalised, (N, 3, side, side)."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)[which]
+    found = Images(lambda index: np.asarray(Image.open(files[index]).convert("RGB")), range(len(files)))
+    return torch.cat([batch for batch, _ in Batches(found, Form(3, (side, side)), 50)])
 
 
 def bordered(images: Tensor, side: int = 32) -> Tensor:

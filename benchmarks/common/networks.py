@@ -6,6 +6,7 @@ out, as is usual on CIFAR. Everything else is the library's. LeNet-5 and ResNet-
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from spectrim.cli.models import import_callable, load_weights, make_model
 
@@ -63,6 +65,52 @@ def torchvision_models() -> ModuleType:
             torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         from torchvision import models
     return models  # type: ignore[no-any-return]
+
+
+class Unet(nn.Module):
+    """Three scales down and up again, with what each scale had put beside what comes up (Ronneberger et al. 2015)."""
+
+    def __init__(self, width: int = 32, classes: int = 4) -> None:
+        """Make the layers: `width` channels at full size, twice as many at each scale below."""
+        super().__init__()
+        widths = [width << scale for scale in range(4)]
+        self.down = nn.ModuleList(_twice(a, b) for a, b in zip((3, *widths[:-1]), widths, strict=True))
+        self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, 2) for a, b in itertools.pairwise(widths))
+        self.merge = nn.ModuleList(_twice(2 * a, a) for a in widths[:-1])
+        self.head = nn.Conv2d(width, classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (N, classes, H, W); height and width are multiples of 8."""
+        scales = []
+        for number, stage in enumerate(self.down):
+            x = stage(x if number == 0 else functional.max_pool2d(x, 2))
+            scales.append(x)
+        for before, up, merge in reversed(list(zip(scales[:-1], self.up, self.merge, strict=True))):
+            x = merge(torch.cat([before, up(x)], 1))
+        found: Tensor = self.head(x)
+        return found
+
+
+def _twice(inputs: int, outputs: int) -> nn.Sequential:
+    pairs = ((inputs, outputs), (outputs, outputs))
+    layers = [(nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU()) for a, b in pairs]
+    return nn.Sequential(*itertools.chain(*layers))
+
+
+def audio(width: int = 128, classes: int = 35) -> nn.Module:
+    """M5 of Dai et al. 2017: four 1-D convolutions on a second of sound at 8 kHz, (N, 1, 8000)."""
+    sizes = ((1, width, 80, 4), (width, width, 3, 1), (width, 2 * width, 3, 1), (2 * width, 4 * width, 3, 1))
+    layers: list[nn.Module] = []
+    for inputs, outputs, kernel, stride in sizes:
+        layers += [nn.Conv1d(inputs, outputs, kernel, stride), nn.BatchNorm1d(outputs), nn.ReLU(), nn.MaxPool1d(4)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4 * width, classes))
+
+
+def pyramid() -> nn.Module:
+    """Return the backbone of a torchvision detector, ResNet-18 with a feature pyramid: a dict of five maps comes out."""
+    return torchvision_models().detection.backbone_utils.resnet_fpn_backbone(  # type: ignore[no-any-return]
+        backbone_name="resnet18", weights=None, trainable_layers=5
+    )
 
 
 def adapted(name: str, change: Callable[[Any, int], None], **options: Any) -> Callable[[int], nn.Module]:

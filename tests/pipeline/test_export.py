@@ -12,6 +12,7 @@ import spectrim as st
 from nets import Residual
 from spectrim.pipeline import export as module
 from spectrim.pipeline.export import FORMATS
+from spectrim.targets import executorch
 
 METHODS = [
     st.ChannelSVD(),
@@ -154,6 +155,43 @@ def test_int8_is_smaller_and_told_beside_the_float_file(suffix, factorized, tmp_
     assert "int8" in str(found) and found.tolerance == module.TOLERANCES["int8"] and "int8" in found._repr_html_()
     small = factorized[0]
     assert st.export(small, x[:1], tmp_path / f"two{suffix}", calibration=[images], quantize="int8").difference < 0.3
+
+
+def sound():
+    """Norms of 1-D maps: one that a convolution takes in, and two that none does."""
+    torch.manual_seed(0)
+    layers = [nn.Conv1d(4, 8, 3), nn.BatchNorm1d(8), nn.ReLU(), nn.BatchNorm1d(8), nn.Conv1d(8, 6, 1), nn.Tanh()]
+    model = nn.Sequential(*layers, nn.BatchNorm1d(6, affine=False)).train()
+    model(2 + torch.randn(64, 4, 20))
+    return model.eval()
+
+
+def test_norms_of_sound_that_no_convolution_takes_in_are_products_and_sums():
+    model, inputs = sound(), torch.randn(5, 4, 20)
+    network = executorch._rewritten(torch.export.export(model, (inputs,)))
+    called = [str(node.target) for node in network.graph.nodes if node.op == "call_function"]
+    assert (
+        called.count("aten.batch_norm.default") == 1 and called.count("aten.mul.Tensor") == called.count("aten.add.Tensor") == 2
+    )
+    torch.testing.assert_close(network(inputs), model(inputs))
+
+
+@pytest.mark.parametrize(("size", "pooled"), [(1, True), ((2, 3), True), (4, False)])
+def test_adaptive_maxima_of_equal_parts_are_those_of_windows(size, pooled):
+    model, inputs = nn.Sequential(nn.AdaptiveMaxPool2d(size), nn.Flatten()), torch.randn(5, 4, 6, 6)
+    network = executorch._rewritten(torch.export.export(model, (inputs,)))
+    called = [str(node.target) for node in network.graph.nodes if node.op == "call_function"]
+    assert ("aten.max_pool2d.default" in called) == pooled and ("aten.adaptive_max_pool2d.default" in called) != pooled
+    torch.testing.assert_close(network(inputs), model(inputs))
+
+
+@formats("int8")
+@pytest.mark.filterwarnings("ignore")  # of quantizers
+def test_norms_of_sound_in_int8(suffix, tmp_path):
+    found = st.export(
+        sound(), torch.randn(1, 4, 20), tmp_path / f"sound{suffix}", calibration=[torch.randn(40, 4, 20)], quantize="int8"
+    )
+    assert found.unquantized.difference < 1e-5 and 1e-5 < found.difference < 0.1
 
 
 @formats()

@@ -7,16 +7,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.fx import Graph
 
-from spectrim.network.calling import Example, call, tensors_of
+from spectrim.network.calling import Example, call, joined, portions, tensors_of
 from spectrim.targets.base import Session, Target, checked
-from spectrim.targets.export import Program, arguments, exporting, plain
+from spectrim.targets.export import Program, arguments, exporting, plain, traced
 from spectrim.targets.files import Format, Run
+
+BATCH = 32  # examples that ranges are found with at once
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,8 @@ class Pte(Format):
 
     def quantize(self, program: Program, path: Path, images: Sequence[Example], metadata: Mapping[str, str]) -> None:
         """Quantize weights and activations."""
+        free = traced(program.network, program.example, self.title, dynamic=True)
+        batches = portions([joined(images)], BATCH) if free.dynamic else images  # one by one, ranges take most of the time
         args, keywords = arguments(program.example)
         with exporting(f"{self.title} in int8", program.exported):
             from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
@@ -114,8 +119,8 @@ class Pte(Format):
             from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
             quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
-            network = prepare_pt2e(program.exported.module(), quantizer)
-            for example in images:
+            network = prepare_pt2e(_rewritten(free.exported), quantizer)
+            for example in batches:
                 call(network, example)
             small = torch.export.export(convert_pt2e(network), args, keywords)
             path.write_bytes(_lowered(small, {"spectrim": json.dumps(dict(metadata))}))
@@ -127,9 +132,64 @@ def _lowered(exported: ExportedProgram, constants: Mapping[str, str] | None = No
     from executorch.exir import to_edge_transform_and_lower
 
     methods = dict(constants) if constants is not None else None
+    if _foreign(exported.graph):
+        exported = torch.export.export(_rewritten(exported), *(exported.example_inputs or ()))
     lowered = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()], constant_methods=methods)
     data: bytes = lowered.to_executorch().buffer
     return data
+
+
+def _foreign(graph: Graph) -> list[Any]:
+    """Return what ExecuTorch with XNNPACK fails on and `_rewritten` writes otherwise.
+
+    That are norms of one-dimensional maps that no convolution takes in, and adaptive maxima over parts of one size.
+    """
+    aten, found = torch.ops.aten, []
+    for node in graph.nodes:
+        if node.target is aten.batch_norm.default and node.meta["val"].ndim == 3:
+            found += [node] * (node.args[0].target is not aten.conv1d.default or len(node.args[0].users) > 1)
+        elif node.target is aten.adaptive_max_pool2d.default:
+            rests = [side % size for side, size in zip(_sides(node), node.args[1], strict=True)]
+            found += [node] * (not any(rests) and all(not user.users for user in node.users if user.args[1]))
+    return found
+
+
+def _sides(node: Any) -> list[int]:
+    """Return height and width of what a node gets."""
+    return list(node.args[0].meta["val"].shape[-2:])
+
+
+def _rewritten(exported: ExportedProgram) -> nn.Module:
+    """Return a program as a module in which such norms are products and sums, and such maxima those of windows."""
+    aten, network = torch.ops.aten, cast(Any, exported.module())
+    for node in _foreign(network.graph):
+        with network.graph.inserting_before(node):
+            if node.target is aten.batch_norm.default:
+                node.replace_all_uses_with(_product_and_sum(network, node, exported.state_dict))
+            else:
+                window = [side // size for side, size in zip(_sides(node), node.args[1], strict=True)]
+                for user in list(node.users):  # its values; and their places, which nothing uses
+                    if user.users:
+                        found = network.graph.call_function(aten.max_pool2d.default, (node.args[0], window, window))
+                        found.meta = dict(user.meta)
+                        user.replace_all_uses_with(found)
+                    network.graph.erase_node(user)
+        network.graph.erase_node(node)
+    network.recompile()
+    return cast(nn.Module, network)
+
+
+def _product_and_sum(network: Any, norm: Any, state: Mapping[str, Tensor]) -> Any:
+    """Return the node of a product and a sum that are a norm, with factor and shift (C, 1) as buffers of the network."""
+    x, *given = norm.args[:5]
+    weight, bias, mean, variance = (None if each is None else state[each.target].detach() for each in given)
+    factor = (variance + norm.args[7]).rsqrt() * (1 if weight is None else weight)
+    shift = (0 if bias is None else bias) - mean * factor
+    for word, operator, values in (("factor", torch.ops.aten.mul.Tensor, factor), ("shift", torch.ops.aten.add.Tensor, shift)):
+        network.register_buffer(f"{norm.name}_{word}", values[:, None])
+        x = network.graph.call_function(operator, (x, network.graph.get_attr(f"{norm.name}_{word}")))
+        x.meta = dict(norm.meta)
+    return x
 
 
 def _answered(method: Any, threads: int, data: bytes, example: Example) -> list[Tensor]:
