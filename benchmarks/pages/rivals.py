@@ -28,9 +28,13 @@ def markdown(results: dict[str, Any]) -> str:
     tuned = {name: cell for name, cell in cells.items() if name.endswith(TUNED)}
     columns = "network, budget | steps | drop: spectrim | drop: Torch-Pruning | gain | rate: spectrim | rate: Torch-Pruning"
     lines += table(columns, [_tuned(name, cell) for name, cell in tuned.items()], "The same, after the same fine-tuning")
-    columns = "tool | MACs | time | drop | MACs: spectrim | time: spectrim | drop: spectrim | gain"
+    columns = "tool, network, what is equal | MACs | time | drop | MACs: spectrim | time: spectrim | drop: spectrim | gain"
     others = {name: cell for name, cell in cells.items() if name not in pairs and name not in tuned}
-    lines += table(columns, [_other(name, cell) for name, cell in others.items()], "Tools that factorize, at equal MACs")
+    lines += table(
+        columns,
+        [_other(name, cell) for name, cell in others.items()],
+        "Tools that factorize: half of the MACs, nothing trained",
+    )
     columns = "way | ratio | time | MACs | parameters | top-1 of those that decide"
     for name, cell in pairs.items():
         rows = [_tried(way, row, cell) for way, row in cell["tried"].items()]
@@ -64,9 +68,9 @@ def _tuned(name: str, cell: Cell) -> list[Any]:
 
 
 def _other(name: str, cell: Cell) -> list[str]:
-    network, tool = name.split(" | ")
+    network, tool, metric = name.split(" | ")
     sides = [f"{row['macs']:.3f} | {_time(row)} | {plus_minus(row)}" for row in (cell[tool], cell[OURS])]
-    return [f"{tool}, {network}", *sides, _gain(cell)]
+    return [f"{tool}, {network}, {'time' if metric == 'latency' else 'MACs'}", *sides, _gain(cell)]
 
 
 def _tried(way: str, row: Mapping[str, float], cell: Cell) -> list[str]:
