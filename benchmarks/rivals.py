@@ -31,7 +31,7 @@ from common.compression import kept
 from common.factorizing import aimet, tensorly
 from common.images import LabelledImages, batches, read, share
 from common.networks import checkpoint, vgg16
-from common.pruning import ALIKE, Slopes, Way, fitting, pruned, slopes, torch_pruning, with_convolutions
+from common.pruning import Slopes, Way, fitting, pruned, slopes, torch_pruning, with_convolutions
 from common.runner import Jobs, Protocol
 from common.scores import Judge
 from common.training import fit, printed
@@ -45,9 +45,9 @@ from spectrim.targets.base import Session
 from spectrim.targets.timing import interleaved, verdict
 
 TARGET = st.OnnxRuntime()
-SECONDS = 2.0  # of measuring each network
+SECONDS = 1.0  # of measuring each network
 SEARCHING = 0.4  # of measuring each network while a ratio is looked for
-LADDER = (0.7, 0.76, 0.82, 0.88, 0.94, 1.0, 1.07)  # of the ratio that was found, that are timed beside spectrim's network
+LADDER = (0.76, 0.82, 0.86, 0.9, 0.92, 0.94, 0.96, 0.98, 1.0, 1.02, 1.05)  # of a ratio: pruned networks timed beside ours
 BUDGETS = (0.5, 0.65, 0.8)
 TUNED = (0.5, 0.65)
 RATES = (0.01, 0.04)
@@ -192,9 +192,7 @@ class Subject:
         """
         networks = {str(each * ratio): self.pruned(way, each * ratio) for each in LADDER}
         found = times({OURS: ours, **networks}, self.session, self.example, SECONDS)
-        limit = ALIKE * found[OURS][0]
-        within = [name for name in networks if found[name][0] <= limit]
-        chosen = max(within, key=lambda name: found[name][0], default=min(networks, key=lambda name: found[name][0]))
+        chosen = min(networks, key=lambda name: abs(found[name][0] / found[OURS][0] - 1))
         return float(chosen), networks[chosen], {OURS: found[OURS], PRUNING: found[chosen]}
 
     def tuned(self, model: nn.Module, name: str) -> tuple[nn.Module, dict[str, float]]:

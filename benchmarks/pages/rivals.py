@@ -23,7 +23,9 @@ def markdown(results: dict[str, Any]) -> str:
         "better, paired.",
         "",
     ]
-    columns = "network, budget | time: spectrim | time: Torch-Pruning | drop: spectrim | drop: Torch-Pruning | gain"
+    columns = (
+        "network, budget | top-1 before | time: spectrim | time: Torch-Pruning | drop: spectrim | drop: Torch-Pruning | gain"
+    )
     lines += table(columns, [_pair(name, cell) for name, cell in pairs.items()], "Torch-Pruning at equal time, nothing trained")
     tuned = {name: cell for name, cell in cells.items() if name.endswith(TUNED)}
     columns = "network, budget | steps | drop: spectrim | drop: Torch-Pruning | gain | rate: spectrim | rate: Torch-Pruning"
@@ -59,7 +61,8 @@ def _gain(cell: Cell) -> str:
 
 def _pair(name: str, cell: Cell) -> list[str]:
     both = cell[OURS], cell[PRUNING]
-    return [_title(name), *map(_time, both), *map(plus_minus, both), _gain(cell)]
+    before = f"{100 * cell[OURS]['before']:.2f} %"
+    return [_title(name), before, *map(_time, both), *map(plus_minus, both), _gain(cell)]
 
 
 def _tuned(name: str, cell: Cell) -> list[Any]:
