@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
 from common.images import LabelledImages
@@ -18,7 +17,6 @@ from common.images import LabelledImages
 IMPORTANCES = {"magnitude": "GroupMagnitude", "Taylor": "GroupTaylor", "Hessian": "GroupHessian"}
 LARGEST = 0.95  # pruning ratio
 ALIKE = 1.01  # times that differ by less are the same
-FLOATS = 1 << 26  # of the gradients that are held at once
 Slopes = Mapping[str, Mapping[str, Tensor]]  # importance to gradients by name of the parameter
 
 
@@ -65,21 +63,16 @@ def slopes(model: nn.Module, images: LabelledImages) -> Slopes:
     Torch-Pruning 1.6.1 forgets all images but the last (`GroupHessianImportance.accumulate_grad` asks for names among
     parameters), so squares are added up here, and it is given their root once.
     """
-    state = {name: value.detach() for name, value in model.eval().state_dict().items()}
-    weights = {name: state[name] for name, _ in model.named_parameters()}
-
-    def loss(weights: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-        answer = functional_call(model, {**state, **weights}, (image[None],))
-        return functional.cross_entropy(answer, label[None])
-
-    each = vmap(grad(loss), (None, 0, 0))
-    size = min(64, max(1, FLOATS // sum(value.numel() for value in weights.values())))
-    sums = {name: torch.zeros_like(value) for name, value in weights.items()}
-    squares = {name: torch.zeros_like(value) for name, value in weights.items()}
-    for x, y in zip(images[0].split(size), images[1].split(size), strict=True):
-        for name, value in each(weights, x, y).items():
-            sums[name] += value.sum(0)
-            squares[name] += value.square().sum(0)
+    other = copy.deepcopy(model).eval()
+    sums = {name: torch.zeros_like(value) for name, value in other.named_parameters()}
+    squares = {name: torch.zeros_like(value) for name, value in sums.items()}
+    for x, y in zip(images[0].split(1), images[1].split(1), strict=True):
+        other.zero_grad()
+        functional.cross_entropy(other(x), y).backward()
+        for name, value in other.named_parameters():
+            assert value.grad is not None
+            sums[name] += value.grad
+            squares[name] += value.grad.square()
     count = len(images[1])
     roots = {name: (value / count).sqrt() for name, value in squares.items()}
     return {"Taylor": {name: value / count for name, value in sums.items()}, "Hessian": roots}
