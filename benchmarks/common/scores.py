@@ -56,7 +56,10 @@ class Judge:
 
     def compare(self, model: nn.Module) -> dict[str, float]:
         """Return top-1 fractions before and after, the paired drop and the divergence, with standard errors."""
-        answers = self.answers(model)
+        return self.row(self.answers(model))
+
+    def row(self, answers: Tensor) -> dict[str, float]:
+        """Return what `compare` does of a network's outputs."""
         before, after = self.hits(self.reference), self.hits(answers)
         drop, error = mean_and_error(100 * (before - after))
         harm, harm_error = mean_and_error(self.harm(answers))
@@ -65,7 +68,10 @@ class Judge:
 
     def gain(self, model: nn.Module, other: nn.Module) -> dict[str, float]:
         """Return by how much a network is better than another, paired."""
-        first, second = self.answers(model), self.answers(other)
+        return self.paired(self.answers(model), self.answers(other))
+
+    def paired(self, first: Tensor, second: Tensor) -> dict[str, float]:
+        """Return what `gain` does of the outputs of two networks."""
         points, points_error = mean_and_error(100 * (self.hits(first) - self.hits(second)))
         nats, nats_error = mean_and_error(self.harm(second) - self.harm(first))
         return {"gain": points, "gain error": points_error, "KL gain": nats, "KL gain error": nats_error}
