@@ -97,9 +97,10 @@ def scaled(prepared: Prepared, small: nn.Module, plan: Plan) -> dict[str, float]
     Returns:
         The last layer's name to the factor; nothing if it stays as it is.
     """
-    last = prepared.survey.layers[-1]
-    if prepared.harm is not output_harm or not prepared.config.refit or (last.baked and last.name not in plan):
+    layers, config = prepared.survey.layers, prepared.config
+    if not plan or prepared.harm is not output_harm or not config.refit or (layers[-1].baked and layers[-1].name not in plan):
         return {}
+    last = layers[-1]
     factor = scale_answers(prepared.model, small, last.name, prepared.unseen)
     return {} if factor == 1 else {last.name: factor}
 
