@@ -15,6 +15,8 @@ from spectrim.search.knapsack import Knapsack
 
 MOST = 4.0  # the payback
 STEPS = 4001
+CERTAIN = 2.0  # standard errors
+Choice = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,9 @@ class Portfolio(Search):
     predicted harm is at most `limit` times the least is built, refitted and measured on images that no fit has seen. If the
     best one does less harm than predicted, the refit has paid back the rest; as every later layer has its share in that, the
     harm of a layer at depth d (0 first, 1 last) is taken to be exp(-payback (1 - d)) of what is predicted, with the payback
-    that explains the measured harm. The optimum by these is taken if its gain is more than the gain's paired standard error.
-    Without a probe the first plan is taken.
+    that explains the measured harm. The optimum by these is the third plan. One plan takes another's place if its gain is more
+    than twice the gain's paired standard error: few images are no ground to leave the best prediction. Without a probe the
+    first plan is taken.
 
     Args:
         limit: Plans that are predicted to do more harm than so many times the least are not built.
@@ -58,15 +61,20 @@ class Portfolio(Search):
         likely = [chosen for chosen, harm in choices.items() if harm <= self.limit * min(choices.values())]
         if probe is None:
             return list(likely[0])
-        harms = {each: probe.harm(each) for each in likely}
-        best = min(harms, key=lambda each: harms[each])
-        shares = refit_shares(menu, best, harms[best])
+        best = _better(probe, likely[0], likely[1:])
+        shares = refit_shares(menu, best, probe.harm(best))
         scores = [share * row.scores[RESPONSE] for share, row in zip(shares, menu.layers, strict=True)]
         other = tuple(Knapsack().select(menu.with_scores(RESPONSE, scores), budget))
-        if other not in harms:
-            gain, error = probe.gain(best, other)
-            best = other if gain > error else best
+        best = _better(probe, best, [other] if other not in likely else [])
         return list(best)
+
+
+def _better(probe: Probe, best: Choice, others: Sequence[Choice]) -> Choice:
+    """Return the choice that does less harm than those before it for certain, measured."""
+    for other in others:
+        gain, error = probe.gain(best, other)
+        best = other if gain > CERTAIN * error else best
+    return best
 
 
 def refit_shares(menu: Menu, chosen: Sequence[int], measured: float) -> np.ndarray:
