@@ -154,6 +154,15 @@ def test_it_stays(name):
         assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize("layer", [nn.Conv2d(6, 12, 3), nn.Conv2d(6, 12, 3, groups=2, bias=False), nn.Linear(8, 12)], ids=str)
+def test_layers_compute_what_was_moved(layer):
+    x = torch.randn(7, 6, 8, 8)
+    small = st.apply(st.plan_from(model := nn.Sequential(layer, nn.ReLU()), x, {"0": (METHOD, 2)}), model).eval()
+    still = reorder.unmoved(small)
+    assert orders(small) != [None] and orders(still) == [] and reorder.unmoved(still) is still
+    torch.testing.assert_close(still(x), small(x))
+
+
 def test_a_network_that_answers_otherwise_is_left_alone(monkeypatch):
     small, x = compressed(MOVED["plain"])
     monkeypatch.setitem(reorder.STEPS, "convolution", lambda *_: reorder._Step(None))  # as if there were nothing to move

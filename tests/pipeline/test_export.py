@@ -157,6 +157,25 @@ def test_int8_is_smaller_and_told_beside_the_float_file(suffix, factorized, tmp_
     assert st.export(small, x[:1], tmp_path / f"two{suffix}", calibration=[images], quantize="int8").difference < 0.3
 
 
+@formats("int8")
+@pytest.mark.filterwarnings("ignore")  # of quantizers
+def test_channels_that_were_moved_and_put_beside_others_in_int8(suffix, tmp_path):
+    class Fire(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.squeeze, self.one, self.three = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 16, 3, padding=1)
+
+        def forward(self, x):
+            x = self.squeeze(x).relu()
+            return torch.cat([self.one(x).relu(), self.three(x).relu()], 1)
+
+    torch.manual_seed(0)
+    model, images = Fire().eval(), torch.randn(40, 3, 8, 8)
+    small = st.apply(st.plan_from(model, x, {"three": (st.PivotSVD(), 6)}), model)
+    found = st.export(small, x[:1], tmp_path / f"fire{suffix}", calibration=[images], quantize="int8")
+    assert 1e-4 < found.difference < 0.15
+
+
 def sound():
     """Norms of 1-D maps: one that a convolution takes in, and two that none does."""
     torch.manual_seed(0)

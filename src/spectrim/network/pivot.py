@@ -3,6 +3,7 @@
 Annotations are evaluated here, since TorchScript reads them.
 """
 
+import copy
 from typing import Any
 
 import torch
@@ -39,6 +40,24 @@ class Pivot(nn.Module):
         """Return all outputs."""
         y, order = torch.cat((x, self.rest(x)), self.axis), self.order
         return y if order is None else y.index_select(self.axis, order)
+
+    def dense(self) -> nn.Module:
+        """Return the convolution or linear layer that computes all outputs in their order: no channel is moved, for more MACs.
+
+        Raises:
+            ValueError: If there is no order: then the outputs of several groups are no grouped layer's.
+        """
+        if self.order is None:
+            raise ValueError("the outputs have no order")
+        new: Any = copy.deepcopy(self.rest)
+        weight, bias = new.weight.detach(), new.bias
+        rank, passed = weight.shape[1], len(self.order) - len(weight)
+        passing = torch.eye(rank, dtype=weight.dtype, device=weight.device).repeat(passed // rank, 1)
+        new.weight = nn.Parameter(torch.cat((passing.reshape(-1, *weight.shape[1:]), weight))[self.order])
+        if bias is not None:
+            new.bias = nn.Parameter(torch.cat((bias.new_zeros(passed), bias.detach()))[self.order])
+        setattr(new, "out_channels" if hasattr(new, "out_channels") else "out_features", len(self.order))
+        return new  # type: ignore[no-any-return]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Have an order if the state has one."""

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from spectrim.network.apart import swap
 from spectrim.network.build import HOOKS
 from spectrim.network.calling import Example, call, evaluation_mode, same_outputs, seeded, tensors_of
 from spectrim.network.copying import duplicate
@@ -63,6 +64,16 @@ def reordered(model: nn.Module, example: Example) -> nn.Module:
             for tensor, axis in read:
                 tensor.copy_(tensor.index_select(axis, order))
     return small if same_outputs(wanted, seeded(small, example)) else model
+
+
+def unmoved(model: nn.Module) -> nn.Module:
+    """Return a copy in which layers compute the outputs that Pivots move; the network itself if none of them has an order."""
+    if not any(isinstance(module, Pivot) and module.order is not None for module in model.modules()):
+        return model
+    small = duplicate(model)
+    for pivot in [module for module in small.modules() if isinstance(module, Pivot) and module.order is not None]:
+        swap(small, pivot, pivot.dense())
+    return small.train(model.training)
 
 
 def _readers(model: nn.Module, example: Example) -> dict[Pivot, list[tuple[Tensor, int]]]:

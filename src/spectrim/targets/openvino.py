@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from spectrim.network.calling import Example, tensors_of
+from spectrim.network.reorder import unmoved
 from spectrim.targets.base import Session, Target, checked
-from spectrim.targets.export import Exported, Program, array, exporting, model_proto, onnx
+from spectrim.targets.export import Exported, Program, array, exporting, model_proto, onnx, traced
 from spectrim.targets.files import Format, Run
 
 FLOAT = (
@@ -136,6 +137,11 @@ class OpenVinoIR(Format):
         import openvino
         from nncf.quantization.advanced_parameters import OverflowFix
 
+        network = unmoved(program.network)
+        if network is not program.network:  # OpenVINO 2026.4 scales channels wrongly that an int8 layer made and a Gather moved
+            for file in self.files(path):
+                file.unlink()
+            self.write(traced(network, program.example, self.title, dynamic=program.dynamic), path, metadata)
         feeds = [[array(x) for x in tensors_of(example)] for example in images]
         with exporting(f"{self.title} in int8"):
             model = openvino.Core().read_model(path)
