@@ -33,7 +33,7 @@ def summary(cells: Mapping[str, Cell]) -> list[str]:
         found = {word: cells.get(f"{network} | {word}", {}) for word in WORDS}
         exact = [cell.get("float", {}) for cell in found.values()]
         small = [found[word].get("int8", {}) for word in WORDS if word != "pt2"]
-        same = [f"{100 * file['agreement']:.1f} %" if "agreement" in file else _difference(file) for file in small]
+        same = [f"{100 * file['agreement']:.1f} %" if "agreement" in file else _short(file) for file in small]
         base = found["onnx"].get("original", {}).get("bytes")
         share = [f"{file['bytes'] / base:.2f}" if base and "bytes" in file else "-" for file in small]
         times = [[f"{file['ratio']:.2f}" if "ratio" in file else "-" for file in files] for files in (exact, small)]
@@ -80,6 +80,10 @@ def _row(cells: Mapping[str, Cell], name: str, file: Cell) -> list[str]:
 
 def _difference(file: Cell) -> str:
     return f"{file['difference']:.1e}" if "difference" in file else "-"
+
+
+def _short(file: Cell) -> str:
+    return f"{file['difference']:.2g}" if "difference" in file else "-"
 
 
 def _time(file: Cell) -> str:

@@ -67,13 +67,13 @@ def reordered(model: nn.Module, example: Example) -> nn.Module:
 
 
 def unmoved(model: nn.Module) -> nn.Module:
-    """Return a copy in which layers compute the outputs that Pivots move; the network itself if none of them has an order."""
-    if not any(isinstance(module, Pivot) and module.order is not None for module in model.modules()):
-        return model
+    """Return a copy in which layers without bias compute the outputs that Pivots move; the network itself if there are none."""
     small = duplicate(model)
-    for pivot in [module for module in small.modules() if isinstance(module, Pivot) and module.order is not None]:
+    moving: list[Any] = [module for module in small.modules() if isinstance(module, Pivot) and module.order is not None]
+    bare = [pivot for pivot in moving if pivot.rest.bias is None or not bool(pivot.rest.bias.any())]
+    for pivot in bare:
         swap(small, pivot, pivot.dense())
-    return small.train(model.training)
+    return small.train(model.training) if bare else model
 
 
 def _readers(model: nn.Module, example: Example) -> dict[Pivot, list[tuple[Tensor, int]]]:

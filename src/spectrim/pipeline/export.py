@@ -281,7 +281,7 @@ def _matched(form: Format, path: Path, program: Program, batches: Sequence[Examp
     most = torch.tensor([relative(apart), *each], dtype=torch.float64).max()  # NaN, if there is one
     if not most <= tolerance:
         raise ValueError(
-            f"the {form.suffix} file answers otherwise than the network: outputs differ by {100 * float(most):.2g} % of their "
+            f"the {form.suffix} file answers otherwise than the network: outputs differ by {100 * float(most):.3g} % of their "
             f"norm, and {100 * tolerance:g} % is allowed; nothing was written"
         )
     return Match(size(form, path), relative(apart), float(torch.cat(same).mean()) if same else None)

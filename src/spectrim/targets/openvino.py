@@ -138,7 +138,9 @@ class OpenVinoIR(Format):
         from nncf.quantization.advanced_parameters import OverflowFix
 
         network = unmoved(program.network)
-        if network is not program.network:  # OpenVINO 2026.4 scales channels wrongly that an int8 layer made and a Gather moved
+        if (
+            network is not program.network
+        ):  # OpenVINO 2026.4 scales channels wrongly that int8 layers without bias made and a Gather moved
             for file in self.files(path):
                 file.unlink()
             self.write(traced(network, program.example, self.title, dynamic=program.dynamic), path, metadata)
