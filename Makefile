@@ -24,12 +24,15 @@ docs: .venv/.installed
 coverage: .venv/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term
 
-# the package as a user installs it: a wheel, a clean environment, the demo's network from another folder
+# the package as a user installs it: a wheel, a clean environment (torch is copied, which saves a minute), the demo's network from
+# another folder
 package: .venv/.installed
 	rm -rf .package && mkdir .package
 	$(BIN)/python -m pip wheel -q --disable-pip-version-check --no-deps --no-build-isolation -w .package .
 	$(PYTHON) -m venv .package/venv
-	.package/venv/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
+	cp -R $(BIN)/../lib/python*/site-packages/torch $(BIN)/../lib/python*/site-packages/torchgen \
+		$(BIN)/../lib/python*/site-packages/functorch $(BIN)/../lib/python*/site-packages/torch-*.dist-info \
+		.package/venv/lib/python*/site-packages
 	.package/venv/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt "$$(ls .package/*.whl)[report]"
 	cd .package && OMP_NUM_THREADS=1 venv/bin/spectrim compress spectrim.demo:demo_model --data spectrim.demo:test_batches \
 		--calibration spectrim.demo:calibration_batches --images 200 --methods ChannelSVD,SpatialSVD --keep 0.5 --out run
