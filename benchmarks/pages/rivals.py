@@ -32,11 +32,9 @@ def markdown(results: dict[str, Any]) -> str:
     lines += table(columns, [_tuned(name, cell) for name, cell in tuned.items()], "The same, after the same fine-tuning")
     columns = "tool, network, what is equal | MACs | time | drop | MACs: spectrim | time: spectrim | drop: spectrim | gain"
     others = {name: cell for name, cell in cells.items() if name not in pairs and name not in tuned}
-    lines += table(
-        columns,
-        [_other(name, cell) for name, cell in others.items()],
-        "Tools that factorize: half of the MACs, nothing trained",
-    )
+    if others:
+        rows = [_other(name, cell) for name, cell in others.items()]
+        lines += table(columns, rows, "Tools that factorize: half of the MACs, nothing trained")
     columns = "way | ratio | time | MACs | parameters | top-1 of those that decide"
     for name, cell in pairs.items():
         rows = [_tried(way, row, cell) for way, row in cell["tried"].items()]
