@@ -110,6 +110,15 @@ class Odd(nn.Module):
         return {"logits": self.head(functional.relu(x))}
 
 
+def labelled(seed):
+    """Return a small network that was never trained, 96 inputs, and as labels what it answers."""
+    torch.manual_seed(seed)
+    x = torch.randn(96, 3, 8, 8)
+    model = settle(Residual(width=12), x)
+    with torch.no_grad():
+        return model, x, model(x).argmax(1)
+
+
 def settle(model, x):
     """Give BatchNorm layers statistics that fit, and put the network in eval mode."""
     model.train()

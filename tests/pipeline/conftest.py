@@ -1,22 +1,16 @@
 import functools
 
 import pytest
-import torch
 
-from nets import Residual, settle
+from nets import labelled
 from spectrim.pipeline import account
 from spectrim.targets.timing import interleaved
 
 
 @pytest.fixture(scope="session")
 def case():
-    """A small network that was never trained, inputs, and as labels what it answers."""
-    torch.manual_seed(0)
-    x = torch.randn(96, 3, 8, 8)
-    model = settle(Residual(width=12), x)
-    with torch.no_grad():
-        labels = model(x).argmax(1)
-    return model, x, labels
+    """A small network, inputs, and labels."""
+    return labelled(0)
 
 
 @pytest.fixture(scope="session", autouse=True)

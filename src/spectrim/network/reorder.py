@@ -68,12 +68,21 @@ def reordered(model: nn.Module, example: Example) -> nn.Module:
 
 def unmoved(model: nn.Module) -> nn.Module:
     """Return a copy in which layers without bias compute the outputs that Pivots move; the network itself if there are none."""
+    if not any(_moves_bare(module) for module in model.modules()):
+        return model
     small = duplicate(model)
-    moving: list[Any] = [module for module in small.modules() if isinstance(module, Pivot) and module.order is not None]
-    bare = [pivot for pivot in moving if pivot.rest.bias is None or not bool(pivot.rest.bias.any())]
-    for pivot in bare:
+    moving: list[Any] = [module for module in small.modules() if _moves_bare(module)]
+    for pivot in moving:
         swap(small, pivot, pivot.dense())
-    return small.train(model.training) if bare else model
+    return small.train(model.training)
+
+
+def _moves_bare(module: nn.Module) -> bool:
+    """Whether it is a Pivot that moves channels which a layer without bias makes."""
+    if not isinstance(module, Pivot) or module.order is None:
+        return False
+    rest: Any = module.rest
+    return rest.bias is None or not bool(rest.bias.any())
 
 
 def _readers(model: nn.Module, example: Example) -> dict[Pivot, list[tuple[Tensor, int]]]:

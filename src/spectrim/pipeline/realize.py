@@ -17,7 +17,7 @@ from spectrim.network.copying import duplicate
 from spectrim.network.state import make_writable, tensors_of_state
 from spectrim.network.surgery import skeleton
 from spectrim.pipeline.cache import Entry, Ledger
-from spectrim.pipeline.fitted import fitted, joined, network_name
+from spectrim.pipeline.fitted import fitted, joined, network_name, of_scales
 from spectrim.pipeline.identity import method_identity
 from spectrim.pipeline.prepare import Prepared
 from spectrim.pipeline.reconstruction import reconstruct
@@ -75,7 +75,8 @@ def realize(prepared: Prepared, plan: Plan) -> Realized:
     decisions = dict(piece.entry.numbers["decisions"])
     dense = [layer for layer in decisions if layer not in plan]
     found = reconstruct(prepared, plan, small, ledger, name, dense)
-    return Realized(settled(small), joined(decisions, found.decisions), ledger.spent, found.notes)
+    decisions = joined(joined(decisions, found.decisions), of_scales(found.scales))
+    return Realized(settled(small), decisions, ledger.spent, found.notes)
 
 
 def _batchnorm(prepared: Prepared, small: nn.Module, ledger: Ledger) -> nn.Module:

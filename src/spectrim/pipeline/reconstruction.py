@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from spectrim.core.plan import Plan
 from spectrim.network.calling import Example, batch_size, count, cuda_devices, head, tail
 from spectrim.pipeline.cache import Entry, Ledger
-from spectrim.pipeline.fitted import of_scales, scaled
+from spectrim.pipeline.fitted import scaled
 from spectrim.pipeline.prepare import Prepared
 from spectrim.refit.blocks import Block, find_blocks
 from spectrim.refit.reconstruct import Task, fit_block
@@ -31,10 +31,12 @@ class Reconstructed:
 
     Attributes:
         decisions: Layer name to what became of it.
+        scales: Layer name to the factor of its answers, where the steps made one more worth having.
         notes: What a reader of the report must know.
     """
 
     decisions: Mapping[str, str]
+    scales: Mapping[str, float]
     notes: tuple[str, ...]
 
 
@@ -58,7 +60,7 @@ def reconstruct(
     """
     options, config = prepared.config.reconstruct, prepared.config
     if options is None or not plan:
-        return Reconstructed({}, ())
+        return Reconstructed({}, {}, ())
     images = (prepared.calibration, prepared.unseen)
     task = Task(prepared.model, small, *images, options, config.memory, config.seed, prepared.unit)
     last = prepared.survey.layers[-1].name
@@ -77,7 +79,7 @@ def reconstruct(
             said[block] = piece.entry.numbers["said"]
             kept += [block] if piece.entry.numbers["kept"] else []
             ledger.tick("reconstruct", done / (len(blocks.found) + 1))
-        sized = of_scales(scaled(prepared, small, plan)) if kept else {}
+        scales = scaled(prepared, small, plan) if kept else {}
         harms = _judged(prepared, small, before, ledger, name)
     what = f"gradient steps were taken, without labels: {options.steps} of Adam on each of {len(blocks.found)} blocks"
     before_it, after_it, error = harms
@@ -86,12 +88,11 @@ def reconstruct(
     else:
         put(small, before)
         said |= dict.fromkeys(kept, BACK)
-        sized = {}
+        scales = {}
         note = f"{what}, and taken back: the harm on unseen images went from {before_it:.3g} to {after_it:.3g}"
     decisions = {layer: f"{text} (block {block.name})" for block, text in said.items() for layer in block.layers}
     decisions |= {layer: f"not reconstructed: {why}" for layer, why in blocks.left.items()}
-    decisions |= {layer: f"{decisions[layer]}; {text}" if layer in decisions else text for layer, text in sized.items()}
-    return Reconstructed(decisions, (note,))
+    return Reconstructed(decisions, scales, (note,))
 
 
 def _refitted(prepared: Prepared, plan: Plan, small: nn.Module, block: Block, dense: Sequence[str]) -> dict[str, Tensor]:

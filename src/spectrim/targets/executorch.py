@@ -147,10 +147,13 @@ def _foreign(graph: Graph) -> list[Any]:
     aten, found = torch.ops.aten, []
     for node in graph.nodes:
         if node.target is aten.batch_norm.default and node.meta["val"].ndim == 3:
-            found += [node] * (node.args[0].target is not aten.conv1d.default or len(node.args[0].users) > 1)
+            wanted = node.args[0].target is not aten.conv1d.default or len(node.args[0].users) > 1
         elif node.target is aten.adaptive_max_pool2d.default:
             rests = [side % size for side, size in zip(_sides(node), node.args[1], strict=True)]
-            found += [node] * (not any(rests) and all(not user.users for user in node.users if user.args[1]))
+            wanted = not any(rests) and all(not user.users for user in node.users if user.args[1])
+        else:
+            continue
+        found += [node] if wanted else []
     return found
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import mmap
 from pathlib import Path
 
 from spectrim.targets.base import Session
@@ -66,7 +65,7 @@ class Heap:
 def resident() -> int:
     """Return how many bytes this process has in memory; nothing where the system does not tell."""
     try:
-        return int((PROCESS / "statm").read_text().split()[1]) * mmap.PAGESIZE
+        return _status("VmRSS")
     except (OSError, IndexError, ValueError):
         return 0
 

@@ -137,10 +137,8 @@ class OpenVinoIR(Format):
         import openvino
         from nncf.quantization.advanced_parameters import OverflowFix
 
-        network = unmoved(program.network)
-        if (
-            network is not program.network
-        ):  # OpenVINO 2026.4 scales channels wrongly that int8 layers without bias made and a Gather moved
+        network = unmoved(program.network)  # else 2026.4 wrongly scales what int8 layers without bias made and a Gather moved
+        if network is not program.network:
             for file in self.files(path):
                 file.unlink()
             self.write(traced(network, program.example, self.title, dynamic=program.dynamic), path, metadata)
