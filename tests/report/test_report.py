@@ -322,6 +322,8 @@ def test_what_was_asked_is_in_the_unit_of_the_score():
 
 def test_a_layer_that_stays_dense_and_was_refitted_is_not_left_alone():
     row = dataclasses.replace(BARE.rows[1], fitted="dense, refitted on 96 images")
+    only = dataclasses.replace(BARE, rows=(BARE.rows[0], dataclasses.replace(row, fitted="dense; answers scaled by 1.18")))
+    assert "dense, scaled" in as_text(table(only)) and "dense; answers scaled by 1.18" in page(only)
     report = dataclasses.replace(BARE, rows=(BARE.rows[0], row))
     assert 'class="alone"' in page(BARE) and "left alone" in page(BARE)
     for html in (page(report), compare({"a": report, "b": report})):

@@ -102,4 +102,6 @@ def method(text: str) -> str:
 
 def dense(row: Row) -> str:
     """Return what became of a layer that was not replaced."""
-    return "dense, refitted" if row.fitted else "left alone"
+    if not row.fitted:
+        return "left alone"
+    return "dense, refitted" if "refitted" in row.fitted else "dense, scaled"
