@@ -70,9 +70,7 @@ def _refused(cells: Mapping[str, Cell]) -> list[str]:
 
 
 def _row(cells: Mapping[str, Cell], name: str, file: Cell) -> list[str]:
-    """Return the texts of `COLUMNS`, or dashes where there is no file."""
-    if "refused" in file:
-        return ["-"] * 4
+    """Return the texts of `COLUMNS` of a file that was written."""
     base = cells.get(f"{name.partition(' | ')[0]} | onnx", {}).get("original", {}).get("bytes")
     agreement = f"{100 * file['agreement']:.1f} %" if "agreement" in file else ""
     return [_difference(file), agreement, f"{file['bytes'] / base:.2f}" if base else "-", _time(file)]
